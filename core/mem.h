@@ -1,0 +1,19 @@
+/* core/mem.h - the library's host allocator: counted, with injected failure for tests. */
+#ifndef MAV_CORE_MEM_H
+#define MAV_CORE_MEM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+void *mav__alloc(size_t bytes);                 /* zeroed; NULL: out of memory */
+void *mav__realloc(void *p, size_t bytes);      /* new part not zeroed; p stays valid on failure */
+char *mav__strdup(const char *s);
+char *mav__strndup(const char *s, size_t n);
+void mav__free(void *p);
+
+int64_t mav__mem_live(void);   /* bytes */
+int64_t mav__mem_allocs(void); /* calls so far */
+/* The n-th allocation from now fails, once (1 is the next); 0: none. */
+void mav__mem_fail_at(int64_t n);
+
+#endif

@@ -1,0 +1,1 @@
+"""Seeded generator of small documented Lua 5.4 functions with tests."""
