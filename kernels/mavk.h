@@ -63,8 +63,10 @@ typedef struct mavk_rows {
   const int32_t *id, *seq, *pos, *slot, *parent; /* (n) each */
 } mavk_rows;
 
-/* One layer of the paged KV cache. A page holds `page` consecutive slots of one sequence for all K heads:
- * element (page index g, head h, slot s, channel c) is at ((g * K + h) * page + s) * C + c.
+/* One layer of the paged KV cache. A page holds `page` consecutive slots (a multiple of 16) of one sequence, all K heads.
+ * Page index g, head h, slot s of the page, channel c:
+ *   k: ((g * K + h) * C + c) * page + s     keys are transposed, so that scores of neighbouring slots are computed side by side
+ *   v: ((g * K + h) * page + s) * C + c
  * table[seq * table_stride + slot / page] is the page index of a slot, or -1. */
 typedef struct mavk_kv {
   void *k, *v;
