@@ -20,7 +20,7 @@ class Item:
     cases: list                   # (list of arguments, expected result), or a string of Lua asserts using NAME
     family: str
     combo: str = ""               # which parts are combined; split decides on it
-    renames: dict = field(default_factory=dict)
+    meta: dict = field(default_factory=dict)   # a single predicate, for files that move it to a helper
 
     def signature(self, local=True):
         return f"{'local ' if local else ''}function {self.name}({', '.join(self.params)})"
