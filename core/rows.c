@@ -1,0 +1,79 @@
+/* core/rows.c - the ragged batch: T token rows, each with id, sequence, position, slot and parent.
+ * Owns the memory the device reads. A row's own fields are checked here; what depends on a cache is checked in kv.c. */
+#include "rows.h"
+
+mav_err mav_rows_new(mav_rows **out, mav_runtime *rt, int64_t count) {
+  *out = NULL;
+  if (count < 1 || count > 1 << 20) return MAV_RT_FAIL(rt, RANGE, "rows_new", "%lld rows; expected 1 to %d", (long long)count, 1 << 20);
+  mav_rows *r = mav__alloc(sizeof *r);
+  if (!r) return MAV_RT_NOMEM(rt, "rows_new");
+  *r = (mav_rows){.refs = 1, .rt = mav_runtime_retain(rt), .count = count};
+  mav_err err;
+  MAV_GOTO(mav_tensor_new(&r->table, rt, MAV_DTYPE_I32, 2, (int64_t[]){MAV__ROWS_FIELDS, count}));
+  MAV_GOTO(mav_tensor_select(&r->ids, r->table, 0, MAV__ROWS_ID));
+  for (int64_t i = 0; i < count; i++) MAV_GOTO(mav_rows_set(r, i, 0, -1, 0, -1, -1));
+  *out = r;
+  return MAV_OK;
+done:
+  mav_rows_release(r);
+  return err;
+}
+
+mav_rows *mav_rows_retain(mav_rows *r) {
+  r->refs++;
+  return r;
+}
+
+void mav_rows_release(mav_rows *r) {
+  if (!r || --r->refs) return;
+  mav_tensor_release(r->ids);
+  mav_tensor_release(r->table);
+  mav_runtime_release(r->rt);
+  mav__free(r);
+}
+
+int64_t mav_rows_count(const mav_rows *r) { return r->count; }
+mav_tensor *mav_rows_ids(mav_rows *r) { return r->ids; }
+
+mav_err mav_rows_set(mav_rows *r, int64_t i, int32_t id, int32_t seq, int32_t pos, int32_t parent, int32_t slot) {
+  if (i < 0 || i >= r->count)
+    return MAV_RT_FAIL(r->rt, RANGE, "rows_set", "row %lld of %lld", (long long)i, (long long)r->count);
+  if (seq >= 0) {
+    const int32_t *p = mav__rows_at(r, MAV__ROWS_POS), *s = mav__rows_at(r, MAV__ROWS_SEQ);
+    if (id < 0) return MAV_RT_FAIL(r->rt, RANGE, "rows_set", "row %lld: token id %d", (long long)i, id);
+    if (pos < 0) return MAV_RT_FAIL(r->rt, RANGE, "rows_set", "row %lld: position %d", (long long)i, pos);
+    if (parent < -1 || parent >= i)
+      return MAV_RT_FAIL(r->rt, RANGE, "rows_set", "row %lld: parent %d is not an earlier row", (long long)i, parent);
+    if (parent >= 0 && (s[parent] != seq || p[parent] + 1 != pos))
+      return MAV_RT_FAIL(r->rt, INVALID, "rows_set", "row %lld (sequence %d, position %d) cannot follow row %d (sequence %d, position %d)",
+                         (long long)i, seq, pos, parent, s[parent], p[parent]);
+  }
+  mav__rows_at(r, MAV__ROWS_ID)[i] = id;
+  mav__rows_at(r, MAV__ROWS_SEQ)[i] = seq;
+  mav__rows_at(r, MAV__ROWS_POS)[i] = pos;
+  mav__rows_at(r, MAV__ROWS_SLOT)[i] = slot < 0 ? pos : slot;
+  mav__rows_at(r, MAV__ROWS_PARENT)[i] = parent;
+  return MAV_OK;
+}
+
+mavk_rows mav__rows_kernel(const mav_rows *r) {
+  return (mavk_rows){.n = r->count,
+                     .id = mav__rows_at(r, MAV__ROWS_ID),
+                     .seq = mav__rows_at(r, MAV__ROWS_SEQ),
+                     .pos = mav__rows_at(r, MAV__ROWS_POS),
+                     .slot = mav__rows_at(r, MAV__ROWS_SLOT),
+                     .parent = mav__rows_at(r, MAV__ROWS_PARENT)};
+}
+
+mav_err mav__rows_check_ids(const mav_rows *r, const char *op, int64_t id_limit, int64_t seq_limit) {
+  mavk_rows k = mav__rows_kernel(r);
+  for (int64_t i = 0; i < k.n; i++) {
+    if (k.seq[i] < 0) continue;
+    if (id_limit > 0 && (k.id[i] < 0 || k.id[i] >= id_limit))
+      return MAV_RT_FAIL(r->rt, RANGE, op, "row %lld: token id %d is outside the vocabulary of %lld", (long long)i, k.id[i],
+                         (long long)id_limit);
+    if (seq_limit > 0 && k.seq[i] >= seq_limit)
+      return MAV_RT_FAIL(r->rt, RANGE, op, "row %lld: sequence %d, but there are only %lld", (long long)i, k.seq[i], (long long)seq_limit);
+  }
+  return MAV_OK;
+}
