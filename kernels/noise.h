@@ -8,8 +8,8 @@
  * vectorized or CUDA version that performs the same operations gives the same bits.
  *
  * The word is read as v = 1 - u, so that the resolution of floats near 0 falls on the upper tail, which decides: noise
- * reaches from -2.82 to MAVK_GUMBEL_MAX. Accuracy (all of tests/kernels/test_numeric.c): mavk_log within 3e-7 of the
- * larger of |ln x| and its terms, mavk_gumbel within 5e-7 of the exact value for its v.
+ * reaches from -2.82 to MAVK_GUMBEL_MAX. Accuracy (measured by tests/kernels/test_numeric.c): mavk_log within 2e-7 of
+ * ln x relatively, mavk_gumbel within 3e-7 of the exact value for its v, relative to the larger of that and 1.
  */
 #ifndef MAVK_NOISE_H
 #define MAVK_NOISE_H

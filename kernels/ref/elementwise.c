@@ -19,22 +19,11 @@ UNARY(sigmoid, 1 / (1 + expf(-x)))
 UNARY(silu, ref_silu(x))
 UNARY(tanh, tanhf(x))
 
-/* Where element i of y lies in an operand that is broadcast to y's shape, or that has y's shape and strides of its own. */
-static int64_t broadcast_at(const mavk_array *a, const mavk_array *y, int64_t i) {
-  int64_t at = 0;
-  for (int d = y->nd - 1; d >= 0; d--) {
-    const int own = d - (y->nd - a->nd); /* dimensions agree from the last one backwards */
-    if (own >= 0 && a->n[own] > 1) at += i % y->n[d] * a->s[own];
-    i /= y->n[d];
-  }
-  return at;
-}
-
 #define BINARY(name, expression)                                                                  \
   void mavk_ref_##name(const mavk_args_##name *args) {                                            \
     for (int64_t i = 0; i < ref_count(&args->y); i++) {                                           \
-      const float a = *ref_in(&args->a, broadcast_at(&args->a, &args->y, i));                     \
-      const float b = *ref_in(&args->b, broadcast_at(&args->b, &args->y, i));                     \
+      const float a = *ref_in(&args->a, ref_at(&args->a, &args->y, i));                     \
+      const float b = *ref_in(&args->b, ref_at(&args->b, &args->y, i));                     \
       *ref_out(&args->y, i) = expression;                                                         \
     }                                                                                             \
   }
@@ -57,7 +46,7 @@ void mavk_ref_swiglu(const mavk_args_swiglu *a) {
 }
 
 void mavk_ref_cast(const mavk_args_cast *a) {
-  for (int64_t i = 0; i < ref_count(&a->y); i++) mavk_convert(a->y.p, a->y.dtype, i, a->x.p, a->x.dtype, broadcast_at(&a->x, &a->y, i));
+  for (int64_t i = 0; i < ref_count(&a->y); i++) mavk_convert(a->y.p, a->y.dtype, i, a->x.p, a->x.dtype, ref_at(&a->x, &a->y, i));
 }
 
 /* One rank: a copy. */

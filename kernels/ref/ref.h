@@ -38,6 +38,17 @@ static inline const float *ref_in(const mavk_array *a, int64_t i) { return (cons
 static inline const int32_t *ref_index(const mavk_array *a, int64_t i) { return (const int32_t *)a->p + i; }
 static inline float *ref_out(const mavk_array *a, int64_t i) { return (float *)a->p + i; }
 
+/* Where element i of y lies in an operand that is broadcast to y's shape, or that has y's shape and strides of its own. */
+static inline int64_t ref_at(const mavk_array *a, const mavk_array *y, int64_t i) {
+  int64_t at = 0;
+  for (int d = y->nd - 1; d >= 0; d--) {
+    const int own = d - (y->nd - a->nd); /* dimensions agree from the last one backwards */
+    if (own >= 0 && a->n[own] > 1) at += i % y->n[d] * a->s[own];
+    i /= y->n[d];
+  }
+  return at;
+}
+
 static inline float ref_silu(float x) { return x / (1 + expf(-x)); }
 
 /* ---- weights ------------------------------------------------------------------------------------------------------ */
