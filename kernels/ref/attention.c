@@ -13,7 +13,7 @@ static int64_t slot_of(const mavk_rows *rows, int64_t r, int64_t j) {
 
 static float dot(const mavk_kv *kv, const float *q, int64_t at) {
   float sum = 0;
-  for (int64_t c = 0; c < kv->head_dim; c++) sum += q[c] * ref_kv_load(kv, kv->k, kv->k_scale, at + c);
+  for (int64_t c = 0; c < kv->head_dim; c++) sum += q[c] * ref_kv_load(kv, kv->k, kv->k_scale, at + c * kv->page);
   return sum;
 }
 
@@ -32,13 +32,13 @@ void mavk_ref_attention(const mavk_args_attention *a) {
       const int64_t last = a->rows.pos[t], first = a->chunk > 0 ? last / a->chunk * a->chunk : 0;
       float largest = -INFINITY;
       for (int64_t j = first; j <= last; j++)
-        largest = fmaxf(largest, scale * dot(kv, q, ref_kv_at(kv, seq, slot_of(&a->rows, t, j), h / per_kv_head, 0)));
+        largest = fmaxf(largest, scale * dot(kv, q, ref_k_at(kv, seq, slot_of(&a->rows, t, j), h / per_kv_head, 0)));
       double sum = 0;
       for (int64_t j = first; j <= last; j++) { /* the scores again, instead of keeping them */
-        const int64_t at = ref_kv_at(kv, seq, slot_of(&a->rows, t, j), h / per_kv_head, 0);
-        const float p = expf(scale * dot(kv, q, at) - largest);
+        const int64_t slot = slot_of(&a->rows, t, j), v = ref_v_at(kv, seq, slot, h / per_kv_head, 0);
+        const float p = expf(scale * dot(kv, q, ref_k_at(kv, seq, slot, h / per_kv_head, 0)) - largest);
         sum += p;
-        for (int64_t c = 0; c < C; c++) y[c] += p * ref_kv_load(kv, kv->v, kv->v_scale, at + c);
+        for (int64_t c = 0; c < C; c++) y[c] += p * ref_kv_load(kv, kv->v, kv->v_scale, v + c);
       }
       for (int64_t c = 0; c < C; c++) y[c] /= (float)sum;
     }

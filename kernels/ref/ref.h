@@ -110,7 +110,14 @@ static inline float ref_dot(const ref_row *r, const mavk_weight *w, int64_t e, i
 
 /* ---- the KV cache ------------------------------------------------------------------------------------------------- */
 
-static inline int64_t ref_kv_at(const mavk_kv *kv, int32_t seq, int64_t slot, int64_t head, int64_t c) {
+/* Where channel c of a slot's key is; keys are transposed within a page. */
+static inline int64_t ref_k_at(const mavk_kv *kv, int32_t seq, int64_t slot, int64_t head, int64_t c) {
+  int64_t page = kv->table[seq * kv->table_stride + slot / kv->page];
+  return ((page * kv->kv_heads + head) * kv->head_dim + c) * kv->page + slot % kv->page;
+}
+
+/* Where channel c of a slot's value is. */
+static inline int64_t ref_v_at(const mavk_kv *kv, int32_t seq, int64_t slot, int64_t head, int64_t c) {
   int64_t page = kv->table[seq * kv->table_stride + slot / kv->page];
   return ((page * kv->kv_heads + head) * kv->page + slot % kv->page) * kv->head_dim + c;
 }
@@ -130,9 +137,9 @@ static inline void ref_place(const mavk_array *q, const mavk_kv *kv, const mavk_
   if (head < H)
     *ref_out(q, (r * H + head) * C + c) = x;
   else if (head < H + K)
-    ref_kv_store(kv, kv->k, kv->k_scale, ref_kv_at(kv, rows->seq[r], rows->slot[r], head - H, c), x);
+    ref_kv_store(kv, kv->k, kv->k_scale, ref_k_at(kv, rows->seq[r], rows->slot[r], head - H, c), x);
   else
-    ref_kv_store(kv, kv->v, kv->v_scale, ref_kv_at(kv, rows->seq[r], rows->slot[r], head - H - K, c), x);
+    ref_kv_store(kv, kv->v, kv->v_scale, ref_v_at(kv, rows->seq[r], rows->slot[r], head - H - K, c), x);
 }
 
 /* Rotates the pair (x0, x1) by the position times the pair's frequency. The angle is rounded to f32, as in the model. */
