@@ -1,0 +1,303 @@
+/* core/kv.c - the paged KV cache and its sequences.
+ *
+ * A slot of a sequence is in page table[seq][slot / page] of every layer of a group (layers with the same attention
+ * chunk). Pages are shared by forked sequences and copied when one of them is about to write (reserve).
+ *
+ * Invariants: (1) refs[page] counts the table entries that name it; a page is on the free list exactly when that is 0.
+ * (2) pages of slots [floor of the group, reserved) are mapped, none beyond. (3) committed slots are never written.
+ * (4) a group with a chunk keeps the block before the current one, so a step back over a border stays possible.
+ * Memory of a layer is taken once, at creation; the operating system backs it as pages are touched.
+ */
+#include "kv.h"
+
+#include <string.h>
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int32_t *table_of(const mav_kv *kv, const mav__kv_group *g, int seq) {
+  return (int32_t *)mav__tensor_pointer(g->table) + (int64_t)seq * kv->stride;
+}
+
+static mav_err check_options(mav_runtime *rt, const mav_kv_options *o) {
+  const char *op = "kv_new";
+  if (o->layers < 1 || o->layers > 4096) return MAV_RT_FAIL(rt, RANGE, op, "layers = %d; expected 1 to 4096", o->layers);
+  if (o->kv_heads < 1 || o->kv_heads > 4096) return MAV_RT_FAIL(rt, RANGE, op, "kv_heads = %d; expected 1 to 4096", o->kv_heads);
+  if (o->head_dim < 2 || o->head_dim > 1024 || o->head_dim % 2)
+    return MAV_RT_FAIL(rt, RANGE, op, "head_dim = %d; expected an even number from 2 to 1024", o->head_dim);
+  if (o->dtype != MAV_DTYPE_F32 && o->dtype != MAV_DTYPE_BF16)
+    return MAV_RT_FAIL(rt, DTYPE, op, "dtype %s; the cache is f32 or bf16", mav_dtype_name(o->dtype));
+  if (o->tokens < 1 || o->tokens > (int64_t)1 << 31)
+    return MAV_RT_FAIL(rt, RANGE, op, "tokens = %lld; expected 1 to 2^31", (long long)o->tokens);
+  if (o->sequences < 0 || o->sequences > 65536) return MAV_RT_FAIL(rt, RANGE, op, "sequences = %d; expected 0 to 65536", o->sequences);
+  if (o->page && (o->page < 16 || o->page > 4096 || (o->page & (o->page - 1))))
+    return MAV_RT_FAIL(rt, RANGE, op, "page = %d; expected a power of two from 16 to 4096", o->page);
+  if (o->context_max < 0 || o->context_max > (int64_t)1 << 30)
+    return MAV_RT_FAIL(rt, RANGE, op, "context_max = %lld; expected at most 2^30", (long long)o->context_max);
+  for (int i = 0; o->chunk && i < o->layers; i++)
+    if (o->chunk[i] < 0) return MAV_RT_FAIL(rt, RANGE, op, "chunk of layer %d is %d", i, o->chunk[i]);
+  return MAV_OK;
+}
+
+static mav_err group_init(mav_kv *kv, mav__kv_group *g, int32_t chunk, int64_t tokens) {
+  mav_runtime *rt = kv->rt;
+  if (chunk) { /* the current block, the one before it, and room for a prompt piece, in every sequence */
+    int64_t most = (2 * (int64_t)chunk + 1024) * kv->sequences;
+    if (tokens > most) tokens = most;
+  }
+  g->chunk = chunk;
+  g->pages = g->free = ceil_div(tokens, kv->page) + kv->sequences;
+  g->refs = mav__alloc((size_t)g->pages * sizeof *g->refs);
+  g->free_list = mav__alloc((size_t)g->pages * sizeof *g->free_list);
+  if (!g->refs || !g->free_list) return MAV_RT_NOMEM(rt, "kv_new");
+  for (int64_t i = 0; i < g->pages; i++) g->free_list[i] = (int32_t)(g->pages - 1 - i);
+  MAV_TRY(mav_tensor_new(&g->table, rt, MAV_DTYPE_I32, 2, (int64_t[]){kv->sequences, kv->stride}));
+  memset(mav__tensor_pointer(g->table), 0xff, (size_t)(kv->sequences * kv->stride) * sizeof(int32_t));
+  return MAV_OK;
+}
+
+static size_t page_bytes(const mav_kv *kv) { return (size_t)(kv->kv_heads * kv->page * kv->head_dim) * mav_dtype_bytes(kv->dtype); }
+
+mav_err mav_kv_new(mav_kv **out, mav_runtime *rt, const mav_kv_options *o) {
+  *out = NULL;
+  MAV_TRY(check_options(rt, o));
+  mav_kv *kv = mav__alloc(sizeof *kv);
+  if (!kv) return MAV_RT_NOMEM(rt, "kv_new");
+  *kv = (mav_kv){.refs = 1, .rt = mav_runtime_retain(rt), .layers = o->layers, .kv_heads = o->kv_heads, .head_dim = o->head_dim,
+                 .dtype = o->dtype, .sequences = o->sequences ? o->sequences : 64, .page = o->page ? o->page : 32};
+  kv->context_max = o->context_max ? o->context_max : o->tokens;
+  kv->stride = ceil_div(kv->context_max, kv->page);
+  mav_err err = MAV_OK;
+  kv->layer = mav__alloc((size_t)kv->layers * sizeof *kv->layer);
+  kv->group = mav__alloc((size_t)kv->layers * sizeof *kv->group);
+  kv->seq = mav__alloc((size_t)kv->sequences * sizeof *kv->seq);
+  if (!kv->layer || !kv->group || !kv->seq) {
+    err = MAV_RT_NOMEM(rt, "kv_new");
+    goto done;
+  }
+  MAV_GOTO(mav_tensor_new(&kv->keys, rt, MAV_DTYPE_I64, 1, (int64_t[]){kv->sequences}));
+  for (int i = 0; i < kv->layers; i++) {
+    int32_t chunk = o->chunk ? o->chunk[i] : 0;
+    int g = 0;
+    while (g < kv->groups && kv->group[g].chunk != chunk) g++;
+    if (g == kv->groups) {
+      kv->groups++;
+      MAV_GOTO(group_init(kv, &kv->group[g], chunk, o->tokens));
+    }
+    size_t bytes = (size_t)kv->group[g].pages * page_bytes(kv);
+    kv->layer[i].group = g;
+    MAV_GOTO(mav__buffer_new(&kv->layer[i].k, rt, MAV__BUFFER_OWNED, bytes, true, "kv_new"));
+    MAV_GOTO(mav__buffer_new(&kv->layer[i].v, rt, MAV__BUFFER_OWNED, bytes, true, "kv_new"));
+  }
+  *out = kv;
+  return MAV_OK;
+done:
+  mav_kv_release(kv);
+  return err;
+}
+
+mav_kv *mav_kv_retain(mav_kv *kv) {
+  kv->refs++;
+  return kv;
+}
+
+void mav_kv_release(mav_kv *kv) {
+  if (!kv || --kv->refs) return;
+  for (int i = 0; kv->layer && i < kv->layers; i++) {
+    mav__buffer_release(kv->layer[i].k);
+    mav__buffer_release(kv->layer[i].v);
+  }
+  for (int i = 0; i < kv->groups; i++) {
+    mav__free(kv->group[i].refs);
+    mav__free(kv->group[i].free_list);
+    mav_tensor_release(kv->group[i].table);
+  }
+  mav_tensor_release(kv->keys);
+  mav__free(kv->layer);
+  mav__free(kv->group);
+  mav__free(kv->seq);
+  mav_runtime_release(kv->rt);
+  mav__free(kv);
+}
+
+int mav_kv_layers(const mav_kv *kv) { return kv->layers; }
+
+int64_t mav_kv_pages_free(const mav_kv *kv) {
+  int64_t least = kv->group[0].free;
+  for (int g = 1; g < kv->groups; g++)
+    if (kv->group[g].free < least) least = kv->group[g].free;
+  return least;
+}
+
+int64_t mav_kv_pages_live(const mav_kv *kv) {
+  int64_t n = 0;
+  for (int g = 0; g < kv->groups; g++) n += kv->group[g].pages - kv->group[g].free;
+  return n;
+}
+
+static void page_drop(mav__kv_group *g, int32_t *entry) {
+  if (*entry < 0) return;
+  if (--g->refs[*entry] == 0) g->free_list[g->free++] = *entry;
+  *entry = -1;
+}
+
+static mav_err sequence(const mav_kv *kv, int seq, const char *op, mav__kv_sequence **out) {
+  if (seq < 0 || seq >= kv->sequences || !kv->seq[seq].live)
+    return MAV_RT_FAIL(kv->rt, INVALID, op, "there is no sequence %d", seq);
+  *out = &kv->seq[seq];
+  return MAV_OK;
+}
+
+mav_err mav_kv_sequence_new(mav_kv *kv, int64_t key, int *out) {
+  for (int i = 0; i < kv->sequences; i++)
+    if (!kv->seq[i].live) {
+      kv->seq[i] = (mav__kv_sequence){.live = true};
+      ((int64_t *)mav__tensor_pointer(kv->keys))[i] = key;
+      *out = i;
+      return MAV_OK;
+    }
+  return MAV_RT_FAIL(kv->rt, FULL, "kv_sequence_new", "all %d sequences are in use; close some, or make the cache with more", kv->sequences);
+}
+
+mav_err mav_kv_sequence_free(mav_kv *kv, int seq) {
+  mav__kv_sequence *s;
+  MAV_TRY(sequence(kv, seq, "kv_sequence_free", &s));
+  for (int g = 0; g < kv->groups; g++)
+    for (int64_t b = 0; b < ceil_div(s->reserved, kv->page); b++) page_drop(&kv->group[g], &table_of(kv, &kv->group[g], seq)[b]);
+  s->live = false;
+  return MAV_OK;
+}
+
+mav_err mav_kv_sequence_fork(mav_kv *kv, int seq, int64_t key, int *out) {
+  mav__kv_sequence *s;
+  MAV_TRY(sequence(kv, seq, "kv_sequence_fork", &s));
+  MAV_TRY(mav_kv_sequence_new(kv, key, out));
+  mav__kv_sequence *t = &kv->seq[*out];
+  t->length = t->reserved = s->length;
+  t->floor = s->floor;
+  for (int g = 0; g < kv->groups; g++) {
+    const int32_t *from = table_of(kv, &kv->group[g], seq);
+    int32_t *to = table_of(kv, &kv->group[g], *out);
+    for (int64_t b = 0; b < ceil_div(t->reserved, kv->page); b++)
+      if ((to[b] = from[b]) >= 0) kv->group[g].refs[to[b]]++;
+  }
+  return MAV_OK;
+}
+
+mav_err mav_kv_sequence_truncate(mav_kv *kv, int seq, int64_t length) {
+  mav__kv_sequence *s;
+  MAV_TRY(sequence(kv, seq, "kv_sequence_truncate", &s));
+  if (length < s->floor || length > s->length)
+    return MAV_RT_FAIL(kv->rt, RANGE, "kv_sequence_truncate", "length %lld; this sequence can be cut to %lld (its floor) up to %lld",
+                       (long long)length, (long long)s->floor, (long long)s->length);
+  for (int g = 0; g < kv->groups; g++)
+    for (int64_t b = ceil_div(length, kv->page); b < ceil_div(s->reserved, kv->page); b++)
+      page_drop(&kv->group[g], &table_of(kv, &kv->group[g], seq)[b]);
+  s->length = s->reserved = length;
+  return MAV_OK;
+}
+
+int64_t mav_kv_sequence_length(const mav_kv *kv, int seq) {
+  return seq >= 0 && seq < kv->sequences && kv->seq[seq].live ? kv->seq[seq].length : -1;
+}
+
+int64_t mav_kv_sequence_floor(const mav_kv *kv, int seq) {
+  return seq >= 0 && seq < kv->sequences && kv->seq[seq].live ? kv->seq[seq].floor : -1;
+}
+
+/* Copies a page that other sequences also map. */
+static mav_err page_own(mav_kv *kv, int group, int32_t *entry) {
+  mav__kv_group *g = &kv->group[group];
+  if (*entry >= 0 && g->refs[*entry] == 1) return MAV_OK;
+  if (!g->free)
+    return MAV_RT_FAIL(kv->rt, FULL, "kv_sequence_reserve", "all %lld pages of %lld tokens are in use", (long long)g->pages,
+                       (long long)kv->page);
+  int32_t fresh = g->free_list[--g->free];
+  g->refs[fresh] = 1;
+  if (*entry >= 0) {
+    size_t n = page_bytes(kv);
+    for (int i = 0; i < kv->layers; i++) {
+      if (kv->layer[i].group != group) continue;
+      char *k = kv->layer[i].k->data, *v = kv->layer[i].v->data;
+      memcpy(k + n * (size_t)fresh, k + n * (size_t)*entry, n);
+      memcpy(v + n * (size_t)fresh, v + n * (size_t)*entry, n);
+    }
+    g->refs[*entry]--;
+  }
+  *entry = fresh;
+  return MAV_OK;
+}
+
+mav_err mav_kv_sequence_reserve(mav_kv *kv, int seq, int64_t count) {
+  mav__kv_sequence *s;
+  MAV_TRY(sequence(kv, seq, "kv_sequence_reserve", &s));
+  int64_t end = s->length + count;
+  if (count < 0 || end > kv->context_max)
+    return MAV_RT_FAIL(kv->rt, FULL, "kv_sequence_reserve", "%lld tokens after %lld; the cache was made for contexts of %lld",
+                       (long long)count, (long long)s->length, (long long)kv->context_max);
+  mav_err err = MAV_OK;
+  for (int g = 0; g < kv->groups && !err; g++) {
+    int32_t *table = table_of(kv, &kv->group[g], seq);
+    for (int64_t b = s->length / kv->page; b < ceil_div(end, kv->page) && !err; b++) err = page_own(kv, g, &table[b]);
+  }
+  if (err) { /* give back what was mapped beyond the old end */
+    for (int g = 0; g < kv->groups; g++)
+      for (int64_t b = ceil_div(s->reserved, kv->page); b < ceil_div(end, kv->page); b++)
+        page_drop(&kv->group[g], &table_of(kv, &kv->group[g], seq)[b]);
+    return err;
+  }
+  if (end > s->reserved) s->reserved = end;
+  return MAV_OK;
+}
+
+mav_err mav_kv_sequence_commit(mav_kv *kv, int seq, int64_t count) {
+  mav__kv_sequence *s;
+  MAV_TRY(sequence(kv, seq, "kv_sequence_commit", &s));
+  if (count < 0 || s->length + count > s->reserved)
+    return MAV_RT_FAIL(kv->rt, STATE, "kv_sequence_commit", "%lld tokens, but %lld are reserved", (long long)count,
+                       (long long)(s->reserved - s->length));
+  int64_t before = s->length;
+  s->length += count;
+  for (int i = 0; i < kv->groups; i++) {
+    mav__kv_group *g = &kv->group[i];
+    if (!g->chunk) continue;
+    int64_t block = s->length / g->chunk, keep = (block - 1) * g->chunk;
+    if (keep <= 0 || before / g->chunk == block) continue;
+    for (int64_t b = s->floor / kv->page; b < keep / kv->page; b++) page_drop(g, &table_of(kv, g, seq)[b]);
+    if (keep > s->floor) s->floor = keep;
+  }
+  return MAV_OK;
+}
+
+mavk_kv mav__kv_kernel(const mav_kv *kv, int layer) {
+  const mav__kv_layer *l = &kv->layer[layer];
+  return (mavk_kv){.k = l->k->data,
+                   .v = l->v->data,
+                   .dtype = (int32_t)kv->dtype,
+                   .k_scale = 1,
+                   .v_scale = 1,
+                   .page = kv->page,
+                   .kv_heads = kv->kv_heads,
+                   .head_dim = kv->head_dim,
+                   .table = mav__tensor_pointer(kv->group[l->group].table),
+                   .table_stride = kv->stride,
+                   .key = mav__tensor_pointer(kv->keys)};
+}
+
+mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, const char *op) {
+  mavk_rows r = mav__rows_kernel(rows);
+  for (int64_t i = 0; i < r.n; i++) {
+    if (r.seq[i] < 0) continue;
+    mav__kv_sequence *s;
+    MAV_TRY(sequence(kv, r.seq[i], op, &s));
+    if (r.slot[i] < s->length || r.slot[i] >= s->reserved)
+      return MAV_RT_FAIL(kv->rt, STATE, op, "row %lld: slot %d of sequence %d is not reserved (committed %lld, reserved up to %lld)",
+                         (long long)i, r.slot[i], r.seq[i], (long long)s->length, (long long)s->reserved);
+    if (r.parent[i] < 0 && (r.pos[i] > s->length || r.pos[i] < s->floor))
+      return MAV_RT_FAIL(kv->rt, STATE, op, "row %lld: position %d, but sequence %d holds positions %lld to %lld", (long long)i, r.pos[i],
+                         r.seq[i], (long long)s->floor, (long long)s->length);
+    if (r.parent[i] < 0 && r.pos[i] < s->length && r.slot[i] == r.pos[i])
+      return MAV_RT_FAIL(kv->rt, STATE, op, "row %lld would overwrite a committed position", (long long)i);
+    if (r.parent[i] >= 0 && r.slot[i] == r.pos[i] && r.slot[r.parent[i]] != r.pos[r.parent[i]])
+      return MAV_RT_FAIL(kv->rt, INVALID, op, "row %lld sits at its position, but its parent does not", (long long)i);
+  }
+  return MAV_OK;
+}
