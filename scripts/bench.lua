@@ -1,0 +1,149 @@
+--- mav bench: what a step costs here, and what it should cost.
+---
+--- decode   one row a step, through the whole session loop; every step feeds another random token, so that routing and memory
+---          behave as with real text and not as in a caught loop
+--- rows     the captured graph of n rows, as when verifying n - 1 drafts: launches only, median
+--- prompt   prefill of 512 tokens
+local cli = require "mav.cli"
+local mav = require "mav"
+local chain = require "mav.sample.chain"
+
+local EXAMPLE = [[
+mav bench --model DIR --dtype fp8 --threads 2
+mav bench --json | jq .decode.tokens_per_s]]
+
+local PROMPT = 512
+local ROWS = { 1, 2, 4, 8, 16 }
+
+local function options()
+  local p = cli.parser("bench", "Measures decoding, verification of several rows and prompt processing.", EXAMPLE)
+  cli.model_options(p)
+  p:option("--context", "tokens in the cache before the first step"):argname("N"):convert(cli.integer(1, 1 << 20)):default("128")
+  p:option("--seconds", "time for each measurement"):argname("S"):convert(cli.number):default("2")
+  p:option("--seed", "of the random tokens"):argname("N"):convert(cli.integer(0)):default("1")
+  p:option("--kv", "type of the cache"):argname("TYPE"):convert(cli.choice("f32", "bf16")):default("f32")
+  p:flag("--profile", "time of each op in a step of one row")
+  p:flag("--json", "print one object")
+  return p
+end
+
+local function median(list)
+  table.sort(list)
+  return list[(#list + 1) // 2]
+end
+
+local function random_ids(model, n)
+  local ids = {}
+  for i = 1, n do ids[i] = math.random(0, model.config.vocab - 1) end
+  return ids
+end
+
+--- Steps of one row for about `seconds`.
+local function bench_decode(model, s, args)
+  local most = s.context - #s - 1
+  s.times:begin()
+  local started = mav.now()
+  s:prefill()
+  for step = 1, most do
+    s:step()
+    s.ids[#s] = math.random(0, model.config.vocab - 1)
+    if step >= 16 and mav.now() - started > args.seconds then break end
+  end
+  local stats = s.stats
+  return {
+    tokens_per_s = stats.tokens_per_s, us_per_step = stats.step_us_median, us_per_step_p99 = stats.step_us_p99,
+    bytes_per_step = stats.bytes_per_step, gb_per_s = stats.gb_per_s, steps = stats.output_tokens,
+  }, stats.lua_us_per_step
+end
+
+--- Median time of a launch with n rows: a chain that continues the sequence. Nothing is committed, so every launch does the same.
+local function bench_rows(model, s, n, args)
+  local g, times = s:graph(n), {}
+  assert(s.seq:reserve(n))
+  local started, at = mav.now(), #s.seq
+  repeat
+    for i = 1, n do
+      g.rows:set(i, math.random(0, model.config.vocab - 1), s.seq, at + i - 1, i > 1 and i - 1 or nil)
+    end
+    local t = mav.now()
+    g:launch()
+    g:wait()
+    times[#times + 1] = mav.now() - t
+  until #times >= 5 and mav.now() - started > args.seconds / 2
+  return median(times) * 1e6
+end
+
+local function bench_prompt(model, args)
+  local times = {}
+  local started = mav.now()
+  repeat
+    local s <close> = model:session { context = PROMPT + 32, kv_dtype = args.kv }
+    s:append(random_ids(model, PROMPT + 1))
+    s:prefill()
+    times[#times + 1] = s.stats.prompt_s
+  until #times >= 2 and mav.now() - started > args.seconds
+  return { tokens = PROMPT, tokens_per_s = PROMPT / median(times) }
+end
+
+local function print_profile(s)
+  local entries, sum = s:graph(1):profile(), {}
+  local order, total = {}, 0
+  for _, entry in ipairs(entries) do
+    local line = sum[entry.op]
+    if not line then
+      line = { op = entry.op, count = 0, ns = 0, bytes = 0 }
+      sum[entry.op], order[#order + 1] = line, line
+    end
+    line.count, line.ns, line.bytes = line.count + 1, line.ns + entry.ns, line.bytes + (entry.bytes or 0)
+    total = total + entry.ns
+  end
+  table.sort(order, function(a, b) return a.ns > b.ns end)
+  print(("%-16s %6s %10s %8s %7s %8s"):format("op", "count", "us", "us each", "share", "GB/s"))
+  for _, line in ipairs(order) do
+    print(("%-16s %6d %10.1f %8.2f %6.1f%% %8s"):format(line.op, line.count, line.ns / 1e3, line.ns / 1e3 / line.count,
+      100 * line.ns / total, line.bytes > 0 and ("%.2f"):format(line.bytes / line.ns) or "-"))
+  end
+  print()
+end
+
+local function print_table(r)
+  print(("model %s, dtype %s, %s %s, %d threads, memory %.1f GB/s"):format(r.model, r.dtype, r.device, r.isa, r.threads, r.bandwidth_gb_per_s))
+  local d = r.decode
+  print(("decode   %9.1f tokens/s   %9.1f us a step (p99 %.1f)   %.2f MB a step   %.2f GB/s, %.0f%% of the memory's   Lua %.2f us"):format(
+    d.tokens_per_s, d.us_per_step, d.us_per_step_p99, d.bytes_per_step / 1e6, d.gb_per_s, 100 * d.bandwidth_share, r.lua_us_per_step))
+  for _, n in ipairs(ROWS) do
+    local us = r.rows[tostring(n)]
+    print(("rows %-3d %9.1f us   %5.2f of one row"):format(n, us, us / r.rows["1"]))
+  end
+  print(("prompt   %9.1f tokens/s   (%d tokens)"):format(r.prompt.tokens_per_s, r.prompt.tokens))
+end
+
+local function run(arg)
+  local args = cli.parse(options(), arg)
+  math.randomseed(args.seed)
+  local model = cli.load(args)
+  local rt = model.runtime
+  local bandwidth = model:measure_bandwidth()
+  local s <close> = model:session { sample = chain {}, kv_dtype = args.kv, context = args.context + 4096 }
+  s:append(random_ids(model, args.context))
+  local decode, lua_us = bench_decode(model, s, args)
+  decode.bandwidth_share = decode.gb_per_s / bandwidth
+  s:truncate(args.context)
+  s:prefill()
+  local rows = {}
+  for _, n in ipairs(ROWS) do rows[tostring(n)] = bench_rows(model, s, n, args) end
+  local result = {
+    model = model.dir, decode = decode, rows = rows, prompt = bench_prompt(model, args), lua_us_per_step = lua_us, threads = rt.threads,
+    isa = rt.isa, device = rt.device, dtype = args.dtype or model.weights.layers[1].qkv.dtype, kv = args.kv, context = args.context,
+    bandwidth_gb_per_s = bandwidth,
+  }
+  if args.json then
+    io.write(mav.json.encode(result), "\n")
+    return 0
+  end
+  if args.profile then print_profile(s) end
+  print_table(result)
+  return 0
+end
+
+return { summary = "measure decoding, verification and prompt processing", run = run }

@@ -1,0 +1,165 @@
+--- What the commands share: options of models and samplers, their checks, and the default model.
+---
+--- A command fails by raising one line; the host prints it after `mav NAME: ` and exits with status 1.
+local argparse = require "argparse"
+local mav = require "mav"
+
+local cli = {}
+
+local DEFAULT_MODEL = "models/tiny-maverick"
+
+function cli.fail(text, ...)
+  error(select("#", ...) > 0 and text:format(...) or text, 0)
+end
+
+function cli.parser(name, description, example)
+  return argparse("mav " .. name):description(description):epilog("Example:\n" .. example:gsub("([^\n]+)", "  %1"))
+end
+
+--- The parsed options; a wrong one fails with what was wrong and where help is.
+---@param arg string[]
+function cli.parse(parser, arg)
+  local list = {}
+  for i = 1, #arg do list[i] = arg[i] end
+  local ok, args = parser:pparse(list)
+  if not ok then cli.fail("%s (see --help)", args) end
+  return args
+end
+
+-- ---- converters ---------------------------------------------------------------------------------------------------------
+
+--- An option's value as an integer or number in a range.
+function cli.integer(least, most)
+  return function(text)
+    local n = math.tointeger(tonumber(text))
+    if not n or n < least or (most and n > most) then
+      return nil, ("'%s': an integer from %d%s is allowed"):format(text, least, most and (" to %d"):format(most) or " on")
+    end
+    return n
+  end
+end
+
+function cli.number(text)
+  local n = tonumber(text)
+  if not n then return nil, ("'%s': a number is allowed"):format(text) end
+  return n
+end
+
+--- "1,2,3" or "1 2 3"
+function cli.ids(text)
+  local ids = {}
+  for word in text:gmatch("[^%s,]+") do
+    local n = math.tointeger(tonumber(word))
+    if not n or n < 0 then return nil, ("'%s': token ids are integers from 0 on, separated by commas"):format(word) end
+    ids[#ids + 1] = n
+  end
+  if #ids == 0 then return nil, "no token id given" end
+  return ids
+end
+
+function cli.choice(...)
+  local words = { ... }
+  return function(text)
+    for _, word in ipairs(words) do
+      if text == word then return text end
+    end
+    return nil, ("'%s': %s is allowed"):format(text, table.concat(words, ", "))
+  end
+end
+
+function cli.read_file(path)
+  if path == "-" then return io.read("a") end
+  local file, err = io.open(path, "rb")
+  if not file then cli.fail("%s", err) end
+  local text = file:read("a")
+  file:close()
+  if not text then cli.fail("%s: cannot be read", path) end
+  return text
+end
+
+-- ---- models ---------------------------------------------------------------------------------------------------------------
+
+local function is_model(dir)
+  local file = io.open(dir .. "/config.json", "rb")
+  if file then file:close() end
+  return file ~= nil
+end
+
+--- models/tiny-maverick here, or beside the scripts; nil when there is none.
+function cli.default_model()
+  if is_model(DEFAULT_MODEL) then return DEFAULT_MODEL end
+  local here = package.searchpath and package.searchpath("mav.cli", package.path)
+  local source = debug.getinfo(1, "S").source
+  for _, path in ipairs { source:match("^@(.*)scripts/cli/init%.lua$") or false, here and here:match("^(.*)scripts/cli/init%.lua$") or false } do
+    if path and is_model(path .. DEFAULT_MODEL) then return path .. DEFAULT_MODEL end
+  end
+  return nil
+end
+
+--- Adds --model, and unless `device` is false the options of the runtime.
+function cli.model_options(parser, device)
+  parser:option("--model", "directory with config.json, safetensors and tokenizer.json"):argname("DIR")
+  if device == false then return end
+  parser:option("--dtype", "fp8: quantize linear layers while loading; bf16, f32: convert (default: as stored)"):argname("TYPE")
+    :convert(cli.choice("fp8", "bf16", "f32"))
+  parser:option("--device", "ref, cpu or auto"):argname("NAME"):convert(cli.choice("ref", "cpu", "auto")):default("auto")
+  parser:option("--threads", "threads of the cpu team (default: one per processor)"):argname("N"):convert(cli.integer(1, 1024))
+end
+
+function cli.model_dir(args)
+  return args.model or cli.default_model() or cli.fail("no --model given, and no %s here", DEFAULT_MODEL)
+end
+
+function cli.runtime(args) return mav.runtime { device = args.device, threads = args.threads } end
+
+--- The model of the options. Big ones report their progress on a terminal.
+function cli.load(args)
+  local dir, started, shown = cli.model_dir(args), mav.now(), false
+  local function progress(done, bytes)
+    if mav.now() - started > 2 and bytes > 0 then
+      shown = true
+      io.stderr:write(("\rloading %s: %3.0f%%"):format(dir, 100 * done / bytes))
+    end
+  end
+  local model, err = require("mav.maverick").load(dir,
+    { device = args.device or "auto", threads = args.threads, dtype = args.dtype, progress = progress })
+  if shown then io.stderr:write("\r\27[K") end
+  if not model then cli.fail("%s", tostring(err)) end
+  return model
+end
+
+-- ---- sampling -------------------------------------------------------------------------------------------------------------
+
+--- "ID=VALUE"
+local function bias(text)
+  local id, value = text:match("^(%d+)=(.+)$")
+  id, value = math.tointeger(tonumber(id)), tonumber(value) or (value == "-inf" and -math.huge or nil)
+  if not id or not value then return nil, ("'%s': ID=VALUE is allowed, for example 17=-2.5 or 17=-inf"):format(text) end
+  return { id, value }
+end
+
+function cli.sample_options(parser)
+  parser:option("--temperature", "0: greedy (default)"):argname("T"):convert(cli.number)
+  parser:option("--top-k", "keep the K most likely tokens"):argname("K"):convert(cli.integer(0))
+  parser:option("--top-p", "keep the most likely tokens that add up to P"):argname("P"):convert(cli.number)
+  parser:option("--min-p", "drop tokens less likely than P times the best"):argname("P"):convert(cli.number)
+  parser:option("--repetition-penalty", "above 1: ids that occurred become less likely"):argname("X"):convert(cli.number)
+  parser:option("--logit-bias", "add VALUE to a token's logit; -inf forbids it; may be repeated"):argname("ID=VALUE"):count("*"):convert(bias)
+  parser:option("--seed", "of the noise; the same seed gives the same text"):argname("N"):convert(cli.integer(0))
+end
+
+--- The chain of the options; wrong values fail by name.
+function cli.chain(args, more)
+  local options = { temperature = args.temperature, top_k = args.top_k, top_p = args.top_p, min_p = args.min_p,
+    repetition_penalty = args.repetition_penalty, seed = args.seed }
+  for _, pair in ipairs(args.logit_bias or {}) do
+    options.logit_bias = options.logit_bias or {}
+    options.logit_bias[pair[1]] = pair[2]
+  end
+  for key, value in pairs(more or {}) do options[key] = value end
+  local ok, chain = pcall(require "mav.sample.chain", options)
+  if not ok then cli.fail("%s", (tostring(chain):gsub("^[^:]+:%d+: ", ""))) end
+  return chain
+end
+
+return cli

@@ -1,0 +1,109 @@
+--- Llama 4 Scout and Maverick from a Hugging Face directory.
+---
+---     local model = assert(require("mav.maverick").load("models/tiny-maverick", { dtype = "fp8" }))
+---     local s <close> = model:session { sample = { temperature = 0.7, top_p = 0.95, seed = 1 } }
+---     for piece in s:generate("-- returns the sum of the list t\n", { max_tokens = 64 }) do io.write(piece) end
+local mav = require "mav"
+local config = require "mav.maverick.config"
+local weights = require "mav.maverick.weights"
+local forward = require "mav.maverick.forward"
+local chat_template = require "mav.maverick.chat_template"
+
+local maverick = {}
+
+local Model = { __name = "mav.maverick" }
+Model.__index = Model
+
+local LOAD_OPTIONS = { device = true, threads = true, isa = true, runtime = true, dtype = true, progress = true }
+local KV_OPTIONS = { tokens = true, dtype = true, sequences = true, context_max = true, page = true }
+
+local function check_keys(options, known, what)
+  for key in pairs(options) do
+    if not known[key] then error(("%s: unknown option '%s'"):format(what, tostring(key)), 3) end
+  end
+end
+
+--- The runtime that was asked for. One that is made here becomes the default, so that scripts need not pass it on.
+local function runtime_for(options)
+  if options.runtime then return options.runtime end
+  if not (options.device or options.threads or options.isa) then return mav.default_runtime() end
+  local rt, err = mav.runtime { device = options.device, threads = options.threads, isa = options.isa }
+  if not rt then return nil, err end
+  mav.default_runtime(rt)
+  return rt
+end
+
+--- Loads config.json, the safetensors and tokenizer.json of `dir`.
+---
+---   options.device, threads, isa   as of mav.runtime; or options.runtime
+---   options.dtype                  nil: as stored; "fp8": linear layers to e4m3 per output channel; "bf16", "f32"
+---   options.progress               function(bytes done, bytes in all, tensor name)
+---@param dir string
+---@param options table|nil
+---@return table|nil model   config, weights, tokenizer (nil without a tokenizer.json: see tokenizer_error), runtime, dir
+---@return table|nil err
+function maverick.load(dir, options)
+  options = options or {}
+  check_keys(options, LOAD_OPTIONS, "maverick.load")
+  local c, rt, W, err
+  c, err = config.read(dir)
+  if not c then return nil, err end
+  rt, err = runtime_for(options)
+  if not rt then return nil, err end
+  W, err = weights.load(dir, c, { runtime = rt, dtype = options.dtype, progress = options.progress })
+  if not W then return nil, err end
+  local model = { dir = dir, config = c, weights = W, runtime = rt, dtype = options.dtype }
+  model.tokenizer, model.tokenizer_error = mav.tokenizer(dir .. "/tokenizer.json")
+  return setmetatable(model, Model)
+end
+
+function Model:__tostring()
+  local c = self.config
+  return ("mav.maverick %s (%d layers, hidden %d, %d experts)"):format(self.dir, c.layers, c.hidden, c.experts)
+end
+
+--- Logits of rows (forward.lua), eagerly or inside mav.graph.
+function Model:forward(rows, kv, options) return forward(self.weights, rows, kv, options) end
+
+--- A paged cache of this model's layers: tokens (capacity over all sequences), dtype ("f32"), sequences, context_max, page.
+function Model:kv(options)
+  check_keys(options, KV_OPTIONS, "model:kv")
+  local c = self.config
+  return mav.kv { layers = c.layers, chunk = c.chunks, kv_heads = c.kv_heads, head_dim = c.head_dim, dtype = options.dtype or "f32",
+    tokens = options.tokens, sequences = options.sequences, context_max = options.context_max, page = options.page, runtime = self.runtime }
+end
+
+--- A conversation with the model: session/init.lua.
+function Model:session(options) return require("mav.session").new(self, options) end
+
+--- Ids of a prompt, with the begin-of-text id once in front. Special tokens in the text count as such.
+---@return integer[]|nil ids
+---@return any err
+function Model:encode(text)
+  if not self.tokenizer then return nil, self.tokenizer_error end
+  local ids, err = self.tokenizer:encode(text, { special = true })
+  if not ids then return nil, err end
+  if self.config.bos and ids[1] ~= self.config.bos then table.insert(ids, 1, self.config.bos) end
+  return ids
+end
+
+--- Bytes that a step of n rows reads: weights (experts as expected with random routing) and, once, the cache at `context`.
+function Model:step_bytes(rows, context, kv_dtype)
+  local c = self.config
+  local per_token = 2 * c.kv_heads * c.head_dim * (kv_dtype == "bf16" and 2 or 4)
+  local bytes = weights.step_bytes(self.weights, c, rows)
+  for _, chunk in ipairs(c.chunks) do
+    local seen = chunk > 0 and (context > 0 and (context - 1) % chunk + 1 or 0) or context
+    bytes = bytes + seen * per_token -- the rows share what they read
+  end
+  return bytes
+end
+
+--- Measures what the memory gives (GB/s), once; s.stats then shows the share of it that a step reads.
+function Model:measure_bandwidth()
+  self.bandwidth_gb_per_s = self.bandwidth_gb_per_s or assert(self.runtime:bandwidth { bytes = 256 << 20, repeats = 3 })
+  return self.bandwidth_gb_per_s
+end
+
+maverick.config, maverick.forward, maverick.chat_template = config, forward, chat_template
+return maverick

@@ -1,0 +1,279 @@
+--- A Hugging Face directory of a Llama 4 text decoder -> tables of tensors, as the ops want them.
+---
+---   1. Everything is checked against the config before the first byte is copied: missing, misshapen and unexpected tensors
+---      are named with their file.
+---   2. At most one tensor of the file is read at a time, so loading needs little more than the model's own memory.
+---   3. Weights keep their storage type; dtype = "fp8" quantizes the linear layers (not embeddings, norms, router and
+---      lm_head) to e4m3 with a scale per output channel.
+---   4. Every matrix is (outputs, inputs). q, k and v are stacked into one; the experts' input-major (E, D, 2F) and
+---      (E, F, D) become gate (E, F, D), up (E, F, D) and down (E, D, F).
+local mav = require "mav"
+local fault = require "mav.maverick.fault"
+
+local weights = {}
+
+local FLOATS = { f32 = true, bf16 = true, f16 = true }
+local DTYPES = { fp8 = "f8", f8 = "f8", bf16 = "bf16", f32 = "f32", f16 = "f16" }
+local SKIPPED = { "^vision_model%.", "^multi_modal_projector%.", "%.rotary_emb%.inv_freq$" }
+local NAMED_MAX = 4 -- tensors named in one message
+
+-- ---- the plan: what goes where, and the shapes it must have --------------------------------------------------------
+
+--- An entry becomes target[key]; its parts are tensors of the file, each with the shape it must have, a view that turns
+--- it into our orientation, and its place in the result.
+local Plan = {}
+Plan.__index = Plan
+
+function Plan:add(target, key, linear, shape, parts)
+  self[#self + 1] = { target = target, key = key, linear = linear, shape = shape, parts = parts }
+end
+
+function Plan:whole(target, key, linear, name, ...)
+  self:add(target, key, linear, { ... }, { { name = name, shape = { ... } } })
+end
+
+function Plan:attention(c, L, prefix)
+  local D, C = c.hidden, c.head_dim
+  local q, kv = c.heads * C, c.kv_heads * C
+  local function rows(name, count, first)
+    return { name = prefix .. name, shape = { count, D }, place = function(t) return t:slice(1, first + 1, first + count) end }
+  end
+  self:add(L, "qkv", true, { q + 2 * kv, D },
+    { rows("q_proj.weight", q, 0), rows("k_proj.weight", kv, q), rows("v_proj.weight", kv, q + kv) })
+  self:whole(L, "o", true, prefix .. "o_proj.weight", D, q)
+end
+
+function Plan:feed_forward(c, L, prefix, size)
+  self:whole(L, "gate", true, prefix .. "gate_proj.weight", size, c.hidden)
+  self:whole(L, "up", true, prefix .. "up_proj.weight", size, c.hidden)
+  self:whole(L, "down", true, prefix .. "down_proj.weight", c.hidden, size)
+end
+
+--- Experts, fused and input-major: y = x W.
+function Plan:experts_fused(c, L, prefix)
+  local E, D, F = c.experts, c.hidden, c.expert_size
+  local function half(first)
+    return { { name = prefix .. "gate_up_proj", shape = { E, D, 2 * F },
+      view = function(t) return t:slice(3, first + 1, first + F):transpose(2, 3) end } }
+  end
+  self:add(L, "expert_gate", true, { E, F, D }, half(0))
+  self:add(L, "expert_up", true, { E, F, D }, half(F))
+  self:add(L, "expert_down", true, { E, D, F }, { { name = prefix .. "down_proj", shape = { E, F, D },
+    view = function(t) return t:transpose(2, 3) end } })
+end
+
+--- Experts, a tensor each: already output-major.
+function Plan:experts_split(c, L, prefix)
+  local function each(name, N, K)
+    local parts = {}
+    for e = 1, c.experts do
+      parts[e] = { name = ("%s%d.%s.weight"):format(prefix, e - 1, name), shape = { N, K },
+        place = function(t) return t:select(1, e) end }
+    end
+    return { c.experts, N, K }, parts
+  end
+  self:add(L, "expert_gate", true, each("gate_proj", c.expert_size, c.hidden))
+  self:add(L, "expert_up", true, each("up_proj", c.expert_size, c.hidden))
+  self:add(L, "expert_down", true, each("down_proj", c.hidden, c.expert_size))
+end
+
+local function plan_model(c, files, prefix)
+  local plan, W = setmetatable({}, Plan), { layers = {} }
+  local function named(name) return prefix .. name end
+  plan:whole(W, "embed", false, named("model.embed_tokens.weight"), c.vocab, c.hidden)
+  plan:whole(W, "norm", false, named("model.norm.weight"), c.hidden)
+  local head = named("lm_head.weight")
+  if c.tied == false or (c.tied == "unless lm_head" and files:has(head)) then
+    plan:whole(W, "head", false, head, c.vocab, c.hidden)
+  end
+  for i = 1, c.layers do
+    local L, base = {}, named(("model.layers.%d."):format(i - 1))
+    W.layers[i] = L
+    plan:whole(L, "attn_norm", false, base .. "input_layernorm.weight", c.hidden)
+    plan:attention(c, L, base .. "self_attn.")
+    plan:whole(L, "ffn_norm", false, base .. "post_attention_layernorm.weight", c.hidden)
+    local ffn = base .. "feed_forward."
+    if c.is_moe[i] then
+      plan:whole(L, "router", false, ffn .. "router.weight", c.experts, c.hidden)
+      plan:feed_forward(c, L, ffn .. "shared_expert.", c.expert_size)
+      local split = not files:has(ffn .. "experts.gate_up_proj") and files:has(ffn .. "experts.0.gate_proj.weight")
+      plan[split and "experts_split" or "experts_fused"](plan, c, L, ffn .. "experts.")
+    else
+      plan:feed_forward(c, L, ffn, c.dense_size)
+    end
+  end
+  return plan, W
+end
+
+-- ---- checks ----------------------------------------------------------------------------------------------------------
+
+local function join_some(list, separator)
+  local text = table.concat(list, separator, 1, math.min(#list, NAMED_MAX))
+  return #list > NAMED_MAX and text .. separator .. "..." or text
+end
+
+local function same_shape(a, b)
+  if #a ~= #b then return false end
+  for i = 1, #a do
+    if a[i] ~= b[i] then return false end
+  end
+  return true
+end
+
+--- Names the tensors that are missing, then those of a wrong shape or type.
+local function check_tensors(plan, files, dir)
+  local missing, used, bytes = {}, {}, 0
+  for _, entry in ipairs(plan) do
+    for _, part in ipairs(entry.parts) do
+      if not used[part.name] then
+        used[part.name] = true
+        if not files:has(part.name) then missing[#missing + 1] = part.name end
+      end
+    end
+  end
+  if #missing > 0 then
+    fault.raise("NOTFOUND", dir, "%d tensor%s that config.json asks for %s missing: %s", #missing, #missing == 1 and "" or "s",
+      #missing == 1 and "is" or "are", join_some(missing, ", "))
+  end
+  for _, entry in ipairs(plan) do
+    for _, part in ipairs(entry.parts) do
+      local info = files:info(part.name)
+      if not same_shape(info.shape, part.shape) then
+        fault.raise("SHAPE", dir, "tensor %s has shape %s; config.json asks for %s", part.name, fault.shape(info.shape), fault.shape(part.shape))
+      end
+      if not FLOATS[info.dtype] then
+        fault.raise("DTYPE", dir, "tensor %s is %s; f32, bf16 or f16 is allowed", part.name, info.dtype)
+      end
+      part.dtype = info.dtype
+    end
+    bytes = bytes + (entry.parts[1].dtype == "f32" and 4 or 2) * weights.elements(entry.shape)
+  end
+  return used, bytes
+end
+
+--- A tensor of the decoder that no op would read (a bias, a layer too many) means other mathematics than ours.
+local function check_unexpected(used, files, dir, prefix, c)
+  local extra = {}
+  for _, name in ipairs(files:names()) do
+    local skip = used[name]
+    for _, pattern in ipairs(SKIPPED) do skip = skip or name:find(pattern) end
+    if c.tied ~= false and name == prefix .. "lm_head.weight" then skip = true end -- a tied copy
+    if not skip then extra[#extra + 1] = name end
+  end
+  if #extra > 0 then
+    table.sort(extra)
+    fault.raise("UNSUPPORTED", dir, "%d tensor%s with no place in this architecture: %s", #extra, #extra == 1 and "" or "s", join_some(extra, ", "))
+  end
+end
+
+-- ---- copies ----------------------------------------------------------------------------------------------------------
+
+function weights.elements(shape)
+  local n = 1
+  for _, size in ipairs(shape) do n = n * size end
+  return n
+end
+
+local function storage_dtype(entry, asked)
+  if asked and asked ~= "f8" then return asked end
+  local dtype = entry.parts[1].dtype
+  for _, part in ipairs(entry.parts) do
+    if part.dtype ~= dtype then return "f32" end
+  end
+  return dtype
+end
+
+local function source(files, part)
+  local t = fault.check(files:get(part.name))
+  return part.view and part.view(t) or t
+end
+
+local function copy(entry, files, rt, dtype)
+  local out = mav.zeros { dtype = dtype, runtime = rt, table.unpack(entry.shape) }
+  for _, part in ipairs(entry.parts) do
+    (part.place and part.place(out) or out):copy_from(source(files, part))
+  end
+  return out
+end
+
+--- Codes and scales part by part, so that the wide copy of a stack of experts never exists.
+local function quantize(entry, files, rt)
+  if #entry.parts == 1 then return source(files, entry.parts[1]):quantize() end
+  local rows = { table.unpack(entry.shape, 1, #entry.shape - 1) }
+  local out = mav.zeros { dtype = "f8", runtime = rt, table.unpack(entry.shape) }
+  local scale = mav.zeros { dtype = "f32", runtime = rt, table.unpack(rows) }
+  for _, part in ipairs(entry.parts) do
+    local codes = source(files, part):quantize()
+    part.place(out):copy_from(codes)
+    part.place(scale):copy_from(codes.scale)
+  end
+  out:set_scale(scale)
+  return out
+end
+
+--- What the ops of a layer need beside its weights.
+local function add_constants(W, c, rt)
+  local rope = mav.tensor(c.inv_freq, { dtype = "f32", runtime = rt })
+  for i, L in ipairs(W.layers) do
+    L.eps, L.chunk, L.floor_scale = c.eps, c.chunks[i], c.floor_scale
+    L.rope = c.is_rope[i] and rope or nil
+    L.attn_scale = (c.temperature and not c.is_rope[i]) and c.attn_scale or 0
+    L.qk_norm = (c.qk_norm and c.is_rope[i]) and 1 or 0
+    L.top_k = c.top_k
+  end
+  W.eps = c.eps
+end
+
+local function load(dir, c, options)
+  local asked = options.dtype
+  if asked ~= nil then asked = DTYPES[asked] or error(("dtype %s: fp8, bf16, f16 or f32 is allowed"):format(fault.show(asked)), 0) end
+  local rt = options.runtime
+  local files = fault.check(mav.weights(dir, { runtime = rt }))
+  local prefix = files:has("language_model.model.embed_tokens.weight") and "language_model." or ""
+  local plan, W = plan_model(c, files, prefix)
+  local used, bytes = check_tensors(plan, files, dir)
+  check_unexpected(used, files, dir, prefix, c)
+
+  local done = 0
+  for _, entry in ipairs(plan) do
+    local dtype = storage_dtype(entry, asked)
+    local t = (asked == "f8" and entry.linear) and quantize(entry, files, rt) or copy(entry, files, rt, dtype)
+    entry.target[entry.key] = t
+    done = done + (entry.parts[1].dtype == "f32" and 4 or 2) * weights.elements(entry.shape)
+    if options.progress then options.progress(done, bytes, entry.parts[1].name) end
+  end
+  W.head = W.head or W.embed
+  add_constants(W, c, rt)
+  return W
+end
+
+--- Loads the weights that `config` (config.read) asks for.
+---
+--- Result: embed (V, D), norm (D), head (V, D) and layers: attn_norm (D), qkv (N, D), o (D, H C), ffn_norm (D), gate (F, D),
+--- up (F, D), down (D, F); in MoE layers router (E, D), expert_gate (E, F, D), expert_up (E, F, D), expert_down (E, D, F);
+--- and the constants its ops take: eps, rope, attn_scale, floor_scale, qk_norm, chunk, top_k.
+---@param dir string
+---@param c table
+---@param options table   runtime; dtype: nil keeps the storage type; progress(bytes done, bytes in all, tensor name)
+---@return table|nil weights
+---@return table|nil err
+function weights.load(dir, c, options) return fault.catch(load, dir, c, options) end
+
+local EXPERTS = { expert_gate = true, expert_up = true, expert_down = true }
+
+--- Bytes of weights that a step of n rows reads: everything once, of the experts those expected with random routing.
+function weights.step_bytes(W, c, rows)
+  local distinct = c.experts * (1 - (1 - c.top_k / c.experts) ^ rows)
+  local bytes = W.norm:bytes() + W.head:bytes() + rows * W.embed:bytes() / c.vocab
+  for _, L in ipairs(W.layers) do
+    for key, t in pairs(L) do
+      if type(t) == "userdata" and key ~= "rope" then
+        local size = t:bytes() + (t.scale and t.scale:bytes() or 0)
+        bytes = bytes + (EXPERTS[key] and size * distinct / c.experts or size)
+      end
+    end
+  end
+  return bytes
+end
+
+return weights
