@@ -1,0 +1,386 @@
+/* core/call.c - calling an op: check the arguments against ops.def, compute and allocate the results, then run or record.
+ *
+ * Whatever a kernel assumes is checked here: kernels check nothing. Rules that the shape language cannot say are in
+ * check_op. Values that live in device memory (row tables, indices) are checked right before they are used: now when
+ * running eagerly, at every launch when recorded.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "comm.h"
+#include "graph.h"
+#include "shape.h"
+
+#define ARGS_BYTES_MAX 2048
+#define USES_MAX (2 * MAV_ARGS_MAX)
+
+typedef struct call {
+  mav_runtime *rt;
+  int op;
+  const mav_op_desc *desc;
+  mav_arg *args;
+  mav__shapes shapes;
+  mav_rows *rows;
+  mav_kv *kv;
+  mav__use uses[USES_MAX];
+  int use_count;
+  _Alignas(16) char blob[ARGS_BYTES_MAX];
+} call;
+
+#define FAIL(c, code, ...) MAV_RT_FAIL((c)->rt, code, (c)->desc->name, __VA_ARGS__)
+
+static mavk_array array_of(const mav_tensor *t) {
+  mavk_array a = {.p = mav__tensor_pointer(t), .dtype = (int32_t)t->dtype, .nd = t->dims};
+  for (int i = 0; i < t->dims; i++) {
+    a.n[i] = t->shape[i];
+    a.s[i] = t->stride[i];
+  }
+  return a;
+}
+
+static void use(call *c, const mav_tensor *t, size_t at) {
+  c->uses[c->use_count++] = (mav__use){t->buffer, at, t->offset * (int64_t)mav_dtype_bytes(t->dtype)};
+}
+
+static mav_err check_tensor(call *c, const mav_arg_desc *d, const mav_tensor *t) {
+  if (!t) return FAIL(c, INVALID, "%s is missing", d->name);
+  if (t->buffer->rt != c->rt) return FAIL(c, INVALID, "%s belongs to another runtime", d->name);
+  if (!(d->types >> t->dtype & 1)) {
+    char allowed[64] = "";
+    for (int i = 0; i < MAV_DTYPE_COUNT; i++)
+      if (d->types >> i & 1) {
+        if (*allowed) strcat(allowed, ", ");
+        strcat(allowed, mav_dtype_name((mav_dtype)i));
+      }
+    return FAIL(c, DTYPE, "%s is %s; expected %s", d->name, mav_dtype_name(t->dtype), allowed);
+  }
+  const mav__buffer *b = t->buffer;
+  if (b->kind == MAV__BUFFER_PLANNED && b->graph != c->rt->capture)
+    return FAIL(c, STATE, "%s was planned by a capture that is over; mark it with keep there", d->name);
+  if (b->read_only && (d->kind == MAV_ARG_OUT || d->kind == MAV_ARG_MUT)) return FAIL(c, INVALID, "%s is read only", d->name);
+  return MAV_OK;
+}
+
+/* Broadcasting operands and what cast reads may have any strides. */
+static bool may_be_strided(const call *c, const mav_arg_desc *d) {
+  const mav_op_desc *o = c->desc;
+  return d->kind == MAV_ARG_IN && (c->op == MAVK_OP_cast || strchr(o->arg[o->args - 1].shape, '|') != NULL);
+}
+
+static mav_err fill_tensor(call *c, const mav_arg_desc *d, mav_arg *a) {
+  mav_tensor *t = a->tensor;
+  MAV_TRY(check_tensor(c, d, t));
+  if (d->kind != MAV_ARG_OUT) MAV_TRY(mav__shapes_match(&c->shapes, d, t, c->args));
+  if (!may_be_strided(c, d) && !mav_tensor_is_contiguous(t))
+    return FAIL(c, INVALID, "%s is a strided view; make it contiguous first (op cast)", d->name);
+  mavk_array array = array_of(t);
+  memcpy(c->blob + d->offset, &array, sizeof array);
+  use(c, t, d->offset + offsetof(mavk_array, p));
+  return MAV_OK;
+}
+
+static mav_err fill_weight(call *c, const mav_arg_desc *d, mav_arg *a) {
+  mav_tensor *t = a->tensor;
+  MAV_TRY(check_tensor(c, d, t));
+  MAV_TRY(mav__shapes_match(&c->shapes, d, t, c->args));
+  int last = t->dims - 1;
+  if (t->stride[last] != 1 && t->shape[last] > 1) return FAIL(c, INVALID, "%s: the last dimension of a weight must be contiguous", d->name);
+  mavk_weight w = {.a = array_of(t), .act = (int32_t)t->act, .in_scale = t->in_scale};
+  use(c, t, d->offset + offsetof(mavk_weight, a) + offsetof(mavk_array, p));
+  if (t->scale) {
+    w.scale = mav__tensor_pointer(t->scale);
+    memcpy(w.scale_s, t->scale_s, sizeof w.scale_s);
+    use(c, t->scale, d->offset + offsetof(mavk_weight, scale));
+  }
+  memcpy(c->blob + d->offset, &w, sizeof w);
+  return MAV_OK;
+}
+
+static mav_err fill_number(call *c, const mav_arg_desc *d, const mav_arg *a) {
+  double x = a->given ? a->number : d->value;
+  if (!a->given && !d->optional) return FAIL(c, INVALID, "%s is missing", d->name);
+  if (d->kind == MAV_ARG_NUM) {
+    if (!isfinite(x)) return FAIL(c, RANGE, "%s = %g; expected a finite number", d->name, x);
+    float f = (float)x;
+    memcpy(c->blob + d->offset, &f, sizeof f);
+  } else {
+    if (x != floor(x) || fabs(x) > 9007199254740992.0) return FAIL(c, RANGE, "%s = %g; expected an integer", d->name, x);
+    int64_t i = (int64_t)x;
+    if (d->kind == MAV_ARG_DTYPE) {
+      int32_t t = (int32_t)i;
+      if (i < 0 || i >= MAV_DTYPE_COUNT) return FAIL(c, DTYPE, "no dtype has the number %lld", (long long)i);
+      memcpy(c->blob + d->offset, &t, sizeof t);
+    } else {
+      memcpy(c->blob + d->offset, &i, sizeof i);
+    }
+  }
+  return MAV_OK;
+}
+
+static mav_err fill_kv(call *c, const mav_arg_desc *d, mav_arg *a) {
+  mav_kv *kv = a->given ? a->kv.cache : NULL;
+  if (!kv) return FAIL(c, INVALID, "%s is missing", d->name);
+  if (kv->rt != c->rt) return FAIL(c, INVALID, "%s belongs to another runtime", d->name);
+  if (a->kv.layer < 0 || a->kv.layer >= kv->layers)
+    return FAIL(c, RANGE, "%s: layer %d of a cache with %d", d->name, a->kv.layer, kv->layers);
+  c->kv = kv;
+  MAV_TRY(mav__shapes_bind(&c->shapes, 'K', kv->kv_heads, d->name));
+  MAV_TRY(mav__shapes_bind(&c->shapes, 'C', kv->head_dim, d->name));
+  mavk_kv k = mav__kv_kernel(kv, a->kv.layer);
+  memcpy(c->blob + d->offset, &k, sizeof k);
+  return MAV_OK;
+}
+
+static mav_err fill(call *c, const mav_arg_desc *d, mav_arg *a) {
+  switch (d->kind) {
+    case MAV_ARG_IN:
+    case MAV_ARG_INDEX:
+    case MAV_ARG_MUT:
+    case MAV_ARG_WEIGHT:
+      if (!a->given && d->optional) return MAV_OK;
+      if (!a->given) return FAIL(c, INVALID, "%s is missing", d->name);
+      return d->kind == MAV_ARG_WEIGHT ? fill_weight(c, d, a) : fill_tensor(c, d, a);
+    case MAV_ARG_ROWS: {
+      if (!a->given || !a->rows) return FAIL(c, INVALID, "%s is missing", d->name);
+      if (a->rows->rt != c->rt) return FAIL(c, INVALID, "%s belongs to another runtime", d->name);
+      c->rows = a->rows;
+      MAV_TRY(mav__shapes_bind(&c->shapes, 'T', a->rows->count, d->name));
+      mavk_rows r = mav__rows_kernel(a->rows);
+      memcpy(c->blob + d->offset, &r, sizeof r);
+      return MAV_OK;
+    }
+    case MAV_ARG_KV: return fill_kv(c, d, a);
+    case MAV_ARG_COMM: {
+      mavk_comm k = {a->given ? a->comm->rank : 0, a->given ? a->comm->ranks : 1};
+      memcpy(c->blob + d->offset, &k, sizeof k);
+      return MAV_OK;
+    }
+    case MAV_ARG_NUM:
+    case MAV_ARG_INT:
+    case MAV_ARG_DTYPE: return fill_number(c, d, a);
+    case MAV_ARG_OUT: return MAV_OK; /* after the inputs are known */
+  }
+  return MAV_OK;
+}
+
+static int64_t dim(const call *c, char letter) { return mav__shapes_get(&c->shapes, letter); }
+static bool bound(const call *c, char letter) { return c->shapes.from[letter - 'A'] != NULL; }
+
+static double number(const call *c, const char *name) {
+  for (int i = 0; i < c->desc->args; i++)
+    if (!strcmp(c->desc->arg[i].name, name)) return c->args[i].given ? c->args[i].number : c->desc->arg[i].value;
+  return 0;
+}
+
+static bool given(const call *c, const char *name) {
+  for (int i = 0; i < c->desc->args; i++)
+    if (!strcmp(c->desc->arg[i].name, name)) return c->args[i].given;
+  return false;
+}
+
+/* What the shape language cannot say. */
+static mav_err check_op(call *c) {
+  switch (c->op) {
+    case MAVK_OP_norm_qkv:
+    case MAVK_OP_rope_append: {
+      int64_t h = dim(c, 'N') / dim(c, 'C') - 2 * dim(c, 'K');
+      if (dim(c, 'N') % dim(c, 'C') || h < 1)
+        return FAIL(c, SHAPE, "N = %lld is not (H + 2K) C with K = %lld, C = %lld", (long long)dim(c, 'N'), (long long)dim(c, 'K'),
+                    (long long)dim(c, 'C'));
+      if (h % dim(c, 'K')) return FAIL(c, SHAPE, "%lld query heads do not share %lld kv heads evenly", (long long)h, (long long)dim(c, 'K'));
+      if (bound(c, 'R') && 2 * dim(c, 'R') != dim(c, 'C'))
+        return FAIL(c, SHAPE, "rope has %lld frequencies; expected C/2 = %lld", (long long)dim(c, 'R'), (long long)dim(c, 'C') / 2);
+      if (!(number(c, "floor_scale") > 0)) return FAIL(c, RANGE, "floor_scale must be above 0");
+      return mav__shapes_bind(&c->shapes, 'H', h, "N");
+    }
+    case MAVK_OP_attention:
+      if (dim(c, 'H') < 1 || dim(c, 'H') % dim(c, 'K'))
+        return FAIL(c, SHAPE, "%lld query heads do not share %lld kv heads evenly", (long long)dim(c, 'H'), (long long)dim(c, 'K'));
+      if (number(c, "chunk") < 0 || number(c, "chunk") > INT32_MAX) return FAIL(c, RANGE, "chunk = %g", number(c, "chunk"));
+      return MAV_OK;
+    case MAVK_OP_router:
+    case MAVK_OP_topk: {
+      const char *name = c->op == MAVK_OP_topk ? "k" : "top_k";
+      double k = number(c, name), n = (double)dim(c, c->op == MAVK_OP_topk ? 'N' : 'E');
+      if (k < 1 || k > n) return FAIL(c, RANGE, "%s = %g; expected 1 to %g", name, k, n);
+      return MAV_OK;
+    }
+    case MAVK_OP_ffn_up:
+      if (given(c, "expert_gate") != given(c, "expert_up") || given(c, "expert_gate") != given(c, "index") ||
+          given(c, "expert_gate") != given(c, "score"))
+        return FAIL(c, INVALID, "expert_gate, expert_up, index and score come together");
+      return MAV_OK;
+    case MAVK_OP_ffn_down:
+      if (given(c, "expert_down") != given(c, "index")) return FAIL(c, INVALID, "expert_down and index come together");
+      if (dim(c, 'S') != dim(c, 'A') + 1)
+        return FAIL(c, SHAPE, "h has %lld slots; expected 1 + %lld experts per token", (long long)dim(c, 'S'), (long long)dim(c, 'A'));
+      return MAV_OK;
+    case MAVK_OP_expert_matmul:
+      if (dim(c, 'B') != 1 && dim(c, 'B') != dim(c, 'A'))
+        return FAIL(c, SHAPE, "x has %lld inputs a token; expected 1 or %lld", (long long)dim(c, 'B'), (long long)dim(c, 'A'));
+      return MAV_OK;
+    case MAVK_OP_top_k_mask:
+      if (number(c, "k") < 1) return FAIL(c, RANGE, "k = %g; expected at least 1", number(c, "k"));
+      return MAV_OK;
+    case MAVK_OP_top_p_mask:
+      if (!(number(c, "p") > 0 && number(c, "p") <= 1)) return FAIL(c, RANGE, "p = %g; expected 0 < p <= 1", number(c, "p"));
+      return MAV_OK;
+    case MAVK_OP_min_p_mask:
+      if (!(number(c, "p") >= 0 && number(c, "p") <= 1)) return FAIL(c, RANGE, "p = %g; expected 0 <= p <= 1", number(c, "p"));
+      return MAV_OK;
+    case MAVK_OP_penalize:
+      if (!(number(c, "penalty") > 0)) return FAIL(c, RANGE, "penalty = %g; expected more than 0", number(c, "penalty"));
+      return MAV_OK;
+    case MAVK_OP_argmax:
+    case MAVK_OP_max:
+    case MAVK_OP_min:
+    case MAVK_OP_softmax:
+    case MAVK_OP_log_softmax:
+      if (dim(c, 'N') < 1) return FAIL(c, SHAPE, "the last dimension is empty");
+      return MAV_OK;
+    default: return MAV_OK;
+  }
+}
+
+/* An op whose results may be written over an operand: element i depends on element i alone. */
+static bool is_elementwise(const call *c) {
+  const char *s = c->desc->arg[c->desc->args - 1].shape;
+  return c->op >= MAVK_OP_neg && c->op <= MAVK_OP_equal && s && (*s == '=' || strchr(s, '|'));
+}
+
+static mav_err check_overlap(call *c, const mav_arg_desc *d, const mav_tensor *out) {
+  for (int i = 0; i < c->desc->args; i++) {
+    const mav_arg_desc *o = &c->desc->arg[i];
+    if (o->kind > MAV_ARG_WEIGHT || !c->args[i].given || o == d) continue;
+    const mav_tensor *t = c->args[i].tensor;
+    if (t->buffer != out->buffer) continue;
+    if (is_elementwise(c) && t->offset == out->offset && mav_tensor_count(t) == mav_tensor_count(out) && mav_tensor_is_contiguous(t)) continue;
+    int64_t a = t->offset, b = out->offset, na = 1, nb = mav_tensor_count(out); /* extents in elements */
+    for (int k = 0; k < t->dims; k++) na += (t->shape[k] - 1) * t->stride[k];
+    size_t et = mav_dtype_bytes(t->dtype), eo = mav_dtype_bytes(out->dtype);
+    if ((size_t)a * et < (size_t)(b + nb) * eo && (size_t)b * eo < (size_t)(a + na) * et)
+      return FAIL(c, INVALID, "%s overlaps %s", d->name, o->name);
+  }
+  return MAV_OK;
+}
+
+static mav_err make_result(call *c, const mav_arg_desc *d, mav_arg *a) {
+  int dims;
+  int64_t shape[MAV_DIMS_MAX] = {0};
+  MAV_TRY(mav__shapes_result(&c->shapes, d, c->args, &dims, shape));
+  if (a->given) {
+    char have[96], want[96];
+    mav_tensor *t = a->tensor;
+    MAV_TRY(check_tensor(c, d, t));
+    if (t->dims != dims || memcmp(t->shape, shape, sizeof(int64_t) * (size_t)dims))
+      return FAIL(c, SHAPE, "%s has shape %s; the result has %s", d->name, mav__shape_text(have, sizeof have, t->dims, t->shape),
+                  mav__shape_text(want, sizeof want, dims, shape));
+    if (c->op == MAVK_OP_cast && t->dtype != (mav_dtype)number(c, "dtype")) return FAIL(c, DTYPE, "%s does not have the dtype asked for", d->name);
+    return check_overlap(c, d, t);
+  }
+  int type = c->op == MAVK_OP_cast ? (int)number(c, "dtype") : __builtin_ctz(d->types);
+  size_t bytes;
+  mav__buffer *b;
+  MAV_TRY(mav__shape_bytes(c->rt, c->desc->name, (mav_dtype)type, dims, shape, &bytes));
+  if (c->rt->capture) MAV_TRY(mav__graph_plan(c->rt->capture, bytes, &b));
+  else MAV_TRY(mav__buffer_new(&b, c->rt, MAV__BUFFER_OWNED, bytes, false, c->desc->name));
+  mav_err err = mav__tensor_on(&a->tensor, b, (mav_dtype)type, dims, shape);
+  mav__buffer_release(b);
+  return err;
+}
+
+/* Device values the kernel trusts. */
+static mav_err check_values(call *c) {
+  mav_graph *g = c->rt->capture;
+  mav__launch_check check = {.op = c->desc->name, .rows = c->rows};
+  if (c->rows) {
+    if (c->kv && c->op != MAVK_OP_sample) check.kv = c->kv;
+    if (c->op == MAVK_OP_sample) check.seq_limit = c->kv->sequences;
+    if (c->op == MAVK_OP_embed || c->op == MAVK_OP_penalize || c->op == MAVK_OP_mark_seen) check.id_limit = dim(c, 'V');
+    if (c->op == MAVK_OP_penalize || c->op == MAVK_OP_mark_seen) check.seq_limit = dim(c, 'Q');
+    MAV_TRY(g ? mav__graph_check_at_launch(g, check) : mav__check_now(c->rt, &check));
+  }
+  for (int i = 0; i < c->desc->args; i++) {
+    const mav_arg_desc *d = &c->desc->arg[i];
+    if (d->kind != MAV_ARG_INDEX || !c->args[i].given || mav_tensor_is_planned(c->args[i].tensor)) continue;
+    mav__launch_check index = {.op = c->desc->name, .index = c->args[i].tensor, .id_limit = dim(c, *d->limit)};
+    MAV_TRY(g ? mav__graph_check_at_launch(g, index) : mav__check_now(c->rt, &index));
+  }
+  return MAV_OK;
+}
+
+static mav_err run_or_record(call *c) {
+  mav_graph *g = c->rt->capture;
+  if (!g) {
+    mav__node node = {c->op, c->blob};
+    return c->rt->backend->run(c->rt, &node, 1);
+  }
+  if (c->rows) MAV_TRY(mav__graph_hold_rows(g, c->rows));
+  if (c->kv) MAV_TRY(mav__graph_hold_kv(g, c->kv));
+  return mav__graph_record(g, c->op, c->blob, c->uses, c->use_count);
+}
+
+static mav_err prepare(call *c) {
+  for (int i = 0; i < c->desc->args; i++) MAV_TRY(fill(c, &c->desc->arg[i], &c->args[i]));
+  return check_op(c);
+}
+
+mav_err mav_op_call(mav_runtime *rt, int op, mav_arg *args) {
+  const mav_op_desc *desc = mav_op_get(op);
+  if (!desc) return MAV_RT_FAIL(rt, NOTFOUND, "op_call", "no op has the number %d", op);
+  call c = {.rt = rt, .op = op, .desc = desc, .args = args};
+  bool made[MAV_ARGS_MAX] = {false};
+  mav_err err;
+  mav__shapes_init(&c.shapes, desc, &rt->diag);
+  MAV_TRY(prepare(&c));
+  for (int i = 0; i < desc->args; i++) {
+    if (desc->arg[i].kind != MAV_ARG_OUT) continue;
+    if (!args[i].given) args[i].tensor = NULL;
+    MAV_GOTO(make_result(&c, &desc->arg[i], &args[i]));
+    made[i] = !args[i].given;
+    MAV_GOTO(fill_tensor(&c, &desc->arg[i], &args[i]));
+  }
+  MAV_GOTO(check_values(&c));
+  MAV_GOTO(run_or_record(&c));
+  return MAV_OK;
+done:
+  for (int i = 0; i < desc->args; i++)
+    if (made[i]) {
+      mav_tensor_release(args[i].tensor);
+      args[i].tensor = NULL;
+    }
+  return err;
+}
+
+/* How many different experts an index tensor names; all of them when it cannot be read. */
+static int64_t distinct_experts(const mav_tensor *index, int64_t experts) {
+  const int32_t *p = mav__tensor_pointer(index);
+  int64_t n = mav_tensor_count(index), distinct = 0;
+  if (!p) return experts < n ? experts : n;
+  for (int64_t i = 0; i < n; i++) {
+    int64_t j = 0;
+    while (j < i && p[j] != p[i]) j++;
+    distinct += j == i;
+  }
+  return distinct;
+}
+
+double mav_op_bytes(mav_runtime *rt, int op, const mav_arg *args) {
+  const mav_op_desc *desc = mav_op_get(op);
+  const mav_tensor *index = NULL;
+  double bytes = 0;
+  (void)rt;
+  for (int i = 0; i < desc->args; i++)
+    if (desc->arg[i].kind == MAV_ARG_INDEX && args[i].given) index = args[i].tensor;
+  for (int i = 0; i < desc->args; i++) {
+    const mav_arg_desc *d = &desc->arg[i];
+    if (d->kind > MAV_ARG_WEIGHT && d->kind != MAV_ARG_OUT) continue;
+    const mav_tensor *t = args[i].tensor;
+    if (!t || (d->kind != MAV_ARG_OUT && !args[i].given)) continue;
+    double n = (double)mav_tensor_count(t) * (double)mav_dtype_bytes(t->dtype);
+    if (d->kind == MAV_ARG_WEIGHT && t->dims == 3 && index && t->shape[0])
+      n *= (double)distinct_experts(index, t->shape[0]) / (double)t->shape[0];
+    bytes += n;
+  }
+  return bytes;
+}

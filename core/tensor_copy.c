@@ -1,0 +1,120 @@
+/* core/tensor_copy.c - what moves values in and out of tensors: raw bytes, single elements, copies, quantization. */
+#include <string.h>
+
+#include "../kernels/numeric.h"
+#include "tensor.h"
+
+mav_err mav__tensor_readable(mav_tensor *t, const char *op) {
+  if (t->buffer->kind == MAV__BUFFER_PLANNED)
+    return MAV_RT_FAIL(t->buffer->rt, STATE, op, "the tensor belongs to a graph's plan and was not kept: return it from the capture, or mark it with keep");
+  return MAV_OK;
+}
+
+static mav_err writable(mav_tensor *t, const char *op) {
+  MAV_TRY(mav__tensor_readable(t, op));
+  if (t->buffer->read_only) return MAV_RT_FAIL(t->buffer->rt, INVALID, op, "the tensor is read only (mapped from a file)");
+  return MAV_OK;
+}
+
+static mav_err raw(mav_tensor *t, const char *op, size_t bytes) {
+  mav_runtime *rt = t->buffer->rt;
+  size_t have = (size_t)mav_tensor_count(t) * mav_dtype_bytes(t->dtype);
+  if (!mav_tensor_is_contiguous(t)) return MAV_RT_FAIL(rt, INVALID, op, "the tensor is a strided view; make it contiguous first");
+  if (bytes != have) return MAV_RT_FAIL(rt, SHAPE, op, "%zu bytes for a tensor of %zu", bytes, have);
+  return MAV_OK;
+}
+
+mav_err mav_tensor_read(mav_tensor *t, void *dst, size_t bytes) {
+  MAV_TRY(mav__tensor_readable(t, "tensor_read"));
+  MAV_TRY(raw(t, "tensor_read", bytes));
+  if (bytes) memcpy(dst, mav__tensor_pointer(t), bytes);
+  return MAV_OK;
+}
+
+mav_err mav_tensor_write(mav_tensor *t, const void *src, size_t bytes) {
+  MAV_TRY(writable(t, "tensor_write"));
+  MAV_TRY(raw(t, "tensor_write", bytes));
+  if (bytes) memcpy(mav__tensor_pointer(t), src, bytes);
+  return MAV_OK;
+}
+
+mav_err mav_tensor_data(mav_tensor *t, void **out) {
+  MAV_TRY(mav__tensor_readable(t, "tensor_data"));
+  if (!mav_tensor_is_contiguous(t)) return MAV_RT_FAIL(t->buffer->rt, INVALID, "tensor_data", "the tensor is a strided view");
+  *out = mav__tensor_pointer(t);
+  return MAV_OK;
+}
+
+/* Address of a flat, row-major element. */
+static mav_err element(mav_tensor *t, const char *op, int64_t index, void **out) {
+  if (index < 0 || index >= mav_tensor_count(t))
+    return MAV_RT_FAIL(t->buffer->rt, RANGE, op, "element %lld of %lld", (long long)index, (long long)mav_tensor_count(t));
+  int64_t at = 0;
+  for (int i = t->dims - 1; i >= 0; i--) {
+    at += index % t->shape[i] * t->stride[i];
+    index /= t->shape[i];
+  }
+  *out = (char *)mav__tensor_pointer(t) + at * (int64_t)mav_dtype_bytes(t->dtype);
+  return MAV_OK;
+}
+
+mav_err mav_tensor_get(mav_tensor *t, int64_t index, double *out) {
+  void *p;
+  MAV_TRY(mav__tensor_readable(t, "tensor_get"));
+  MAV_TRY(element(t, "tensor_get", index, &p));
+  int64_t wide;
+  switch (t->dtype) {
+    case MAV_DTYPE_I32: *out = *(int32_t *)p; break;
+    case MAV_DTYPE_I64: memcpy(&wide, p, sizeof wide), *out = (double)wide; break;
+    case MAV_DTYPE_U8: *out = *(uint8_t *)p; break;
+    default: *out = (double)mavk_f32_at(p, (int32_t)t->dtype, 0);
+  }
+  return MAV_OK;
+}
+
+mav_err mav_tensor_set(mav_tensor *t, int64_t index, double value) {
+  void *p;
+  MAV_TRY(writable(t, "tensor_set"));
+  MAV_TRY(element(t, "tensor_set", index, &p));
+  static const double low[] = {[MAV_DTYPE_I32] = -0x1p31, [MAV_DTYPE_I64] = -0x1p63, [MAV_DTYPE_U8] = 0};
+  static const double high[] = {[MAV_DTYPE_I32] = 0x1p31, [MAV_DTYPE_I64] = 0x1p63, [MAV_DTYPE_U8] = 256};
+  if (t->dtype >= MAV_DTYPE_I32 && !(value >= low[t->dtype] && value < high[t->dtype]))
+    return MAV_RT_FAIL(t->buffer->rt, RANGE, "tensor_set", "%g does not fit in %s", value, mav_dtype_name(t->dtype));
+  switch (t->dtype) {
+    case MAV_DTYPE_I32: *(int32_t *)p = (int32_t)value; break;
+    case MAV_DTYPE_I64: memcpy(p, &(int64_t){(int64_t)value}, sizeof(int64_t)); break;
+    case MAV_DTYPE_U8: *(uint8_t *)p = (uint8_t)value; break;
+    default: mavk_put_f32(p, (int32_t)t->dtype, 0, (float)value);
+  }
+  return MAV_OK;
+}
+
+static mavk_array array_of(const mav_tensor *t) {
+  mavk_array a = {.p = mav__tensor_pointer(t), .dtype = (int32_t)t->dtype, .nd = t->dims};
+  memcpy(a.n, t->shape, sizeof a.n);
+  memcpy(a.s, t->stride, sizeof a.s);
+  return a;
+}
+
+mav_err mav_tensor_copy_into(mav_tensor *dst, mav_tensor *src) {
+  mav_runtime *rt = dst->buffer->rt;
+  char a[96], b[96];
+  MAV_TRY(writable(dst, "tensor_copy_into"));
+  MAV_TRY(mav__tensor_readable(src, "tensor_copy_into"));
+  if (rt->capture) return MAV_RT_FAIL(rt, STATE, "tensor_copy_into", "not while a capture is open; use op cast");
+  if (dst->dims != src->dims || memcmp(dst->shape, src->shape, sizeof(int64_t) * (size_t)dst->dims))
+    return MAV_RT_FAIL(rt, SHAPE, "tensor_copy_into", "%s into %s", mav__shape_text(a, sizeof a, src->dims, src->shape),
+                       mav__shape_text(b, sizeof b, dst->dims, dst->shape));
+  mavk_args_cast args = {.x = array_of(src), .dtype = (int32_t)dst->dtype, .y = array_of(dst)};
+  return rt->backend->run(rt, &(mav__node){MAVK_OP_cast, &args}, 1);
+}
+
+mav_err mav_tensor_quantize_into(mav_tensor *dst, mav_tensor *src) {
+  mav_runtime *rt = dst->buffer->rt;
+  if (src->dims < 2) return MAV_RT_FAIL(rt, SHAPE, "tensor_quantize_into", "a weight is (N, D) or (E, N, D)");
+  mav_arg args[MAV_ARGS_MAX] = {{.given = true, .tensor = src}, {.given = true, .tensor = dst}};
+  MAV_TRY(mav_op_call(rt, mav_op_find("quantize"), args));
+  mav_err err = mav_tensor_set_scale(dst, args[2].tensor, MAV_ACT_NONE, 0);
+  mav_tensor_release(args[2].tensor);
+  return err;
+}
