@@ -315,14 +315,15 @@ MAV_API mav_err mav_graph_profile(mav_graph *g, int *op, int64_t *ns);
 
 /* ---- weights on disk ------------------------------------------------------------------------------------------------ */
 
-/* One safetensors file, mapped and fully checked: header, bounds, overlaps, sizes. */
+/* One safetensors file, mapped and fully checked: header, bounds, overlaps, sizes. Entries come in the order of their data. */
 typedef struct mav_safetensors mav_safetensors;
 typedef struct mav_safetensors_entry {
   const char *name;
-  mav_dtype dtype;
-  int dims;
+  const char *unreadable; /* why no tensor can be made of it ("dtype F64 is not supported"); NULL: one can */
+  mav_dtype dtype;        /* unreadable: perhaps MAV_DTYPE_COUNT */
+  int dims;               /* unreadable: perhaps 0 */
   int64_t shape[MAV_DIMS_MAX];
-  const void *data; /* mapped, read only */
+  const void *data; /* mapped, read only; aligned as the file's writer left it */
   size_t bytes;
 } mav_safetensors_entry;
 
@@ -341,7 +342,7 @@ MAV_API void mav_weights_release(mav_weights *w);
 MAV_API int mav_weights_count(const mav_weights *w);
 MAV_API const char *mav_weights_name(const mav_weights *w, int i);
 MAV_API const mav_safetensors_entry *mav_weights_entry(const mav_weights *w, const char *name); /* NULL: none */
-/* A read-only tensor on the mapped file. */
+/* A read-only tensor on the mapped file (a copy where the file left it misaligned). */
 MAV_API mav_err mav_weights_get(mav_weights *w, const char *name, mav_tensor **out);
 
 /* ---- tokenizer ------------------------------------------------------------------------------------------------------- */
@@ -361,7 +362,7 @@ MAV_API int mav_tokenizer_size(const mav_tokenizer *t); /* one more than the lar
 MAV_API mav_err mav_tokenizer_encode(mav_tokenizer *t, const char *text, size_t bytes, int flags, int32_t **ids, size_t *count, mav_diag *diag);
 /* Raw bytes of one id (not terminated); special: whether it is a special token. NULL: no such id. */
 MAV_API const char *mav_tokenizer_piece(const mav_tokenizer *t, int32_t id, size_t *bytes, bool *special);
-MAV_API int32_t mav_tokenizer_find(const mav_tokenizer *t, const char *token); /* exact content, special or not; -1: none */
+MAV_API int32_t mav_tokenizer_find(const mav_tokenizer *t, const char *token); /* exact text (" the"), special or not; -1: none */
 /* Text of ids; invalid UTF-8 becomes U+FFFD per maximal invalid subpart. *text is allocated and terminated; mav_free it. */
 MAV_API mav_err mav_tokenizer_decode(mav_tokenizer *t, const int32_t *ids, size_t count, bool skip_special, char **text, size_t *bytes, mav_diag *diag);
 
