@@ -178,6 +178,19 @@ static bool given(const call *c, const char *name) {
   return false;
 }
 
+static const mav_tensor *tensor(const call *c, const char *name) {
+  for (int i = 0; i < c->desc->args; i++)
+    if (!strcmp(c->desc->arg[i].name, name)) return c->args[i].tensor;
+  return NULL;
+}
+
+/* Two weights that meet the same packed activations. */
+static mav_err check_alike(call *c, const char *a, const char *b) {
+  const mav_tensor *x = tensor(c, a), *y = tensor(c, b);
+  if (x->dtype == y->dtype && x->act == y->act && x->in_scale == y->in_scale) return MAV_OK;
+  return FAIL(c, DTYPE, "%s and %s must have the same dtype and activation rounding", a, b);
+}
+
 /* What the shape language cannot say. */
 static mav_err check_op(call *c) {
   switch (c->op) {
@@ -209,7 +222,8 @@ static mav_err check_op(call *c) {
       if (given(c, "expert_gate") != given(c, "expert_up") || given(c, "expert_gate") != given(c, "index") ||
           given(c, "expert_gate") != given(c, "score"))
         return FAIL(c, INVALID, "expert_gate, expert_up, index and score come together");
-      return MAV_OK;
+      MAV_TRY(check_alike(c, "gate", "up"));
+      return given(c, "expert_gate") ? check_alike(c, "expert_gate", "expert_up") : MAV_OK;
     case MAVK_OP_ffn_down:
       if (given(c, "expert_down") != given(c, "index")) return FAIL(c, INVALID, "expert_down and index come together");
       if (dim(c, 'S') != dim(c, 'A') + 1)

@@ -53,6 +53,11 @@ V16_INLINE void v16_store_bf16(uint16_t *p, v16 a) {
 V16_INLINE __m256 v16_low(v16 a) { return _mm512_castps512_ps256(a); }
 V16_INLINE __m256 v16_high(v16 a) { return _mm512_extractf32x8_ps(a, 1); }
 
+V16_INLINE v16 v16_pick(v16 a, v16 b, int odd) {
+  const __m512i i = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return _mm512_permutex2var_ps(a, odd ? _mm512_add_epi32(i, _mm512_set1_epi32(1)) : i, b);
+}
+
 V16_1(v16_abs, _mm512_abs_ps)
 V16_1(v16_sqrt, _mm512_sqrt_ps)
 #else
@@ -117,6 +122,11 @@ V16_INLINE void v16_store_bf16(uint16_t *p, v16 a) {
   _mm_storeu_si128((__m128i *)p, v16_to_bf16x8(a.a));
   _mm_storeu_si128((__m128i *)(p + 8), v16_to_bf16x8(a.b));
 }
+V16_INLINE __m256 v16_pick8(__m256 a, __m256 b, int odd) {
+  __m256 m = odd ? _mm256_shuffle_ps(a, b, 0xdd) : _mm256_shuffle_ps(a, b, 0x88);
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(m), 0xd8));
+}
+V16_INLINE v16 v16_pick(v16 x, v16 y, int odd) { return (v16){v16_pick8(x.a, x.b, odd), v16_pick8(y.a, y.b, odd)}; }
 V16_INLINE __m256 v16_low(v16 a) { return a.a; }
 V16_INLINE __m256 v16_high(v16 a) { return a.b; }
 V16_INLINE v16 v16_abs(v16 x) {
@@ -132,6 +142,10 @@ V16_2(v16_mul, _mm512_mul_ps, _mm256_mul_ps)
 V16_2(v16_div, _mm512_div_ps, _mm256_div_ps)
 V16_2(v16_max, _mm512_max_ps, _mm256_max_ps) /* b where either is NaN */
 V16_2(v16_min, _mm512_min_ps, _mm256_min_ps)
+
+/* The even (odd) elements of the 32 in a then b. */
+V16_INLINE v16 v16_even(v16 a, v16 b) { return v16_pick(a, b, 0); }
+V16_INLINE v16 v16_odd(v16 a, v16 b) { return v16_pick(a, b, 1); }
 
 /* Folds 16 lanes in a fixed order: halves, quarters, eighths, pairs. */
 V16_INLINE float v16_sum(v16 a) {

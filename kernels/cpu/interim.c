@@ -1,0 +1,50 @@
+/* kernels/cpu/interim.c - TEMPORARY, not to be shipped: ops whose vectorized version is still being written run the reference on
+ * one thread. Delete a line when kernels/cpu/<op>.c defines the op; delete the file with the last line. */
+#include "../ref/ref.h"
+#include "cpu.h"
+
+#define INTERIM(op) \
+  void MAVK_CPU(op)(const mavk_args_##op *a, mavk_thread *t) { \
+    if (t->index == 0) mavk_ref_##op(a); \
+  }
+INTERIM(swiglu)
+INTERIM(all_reduce)
+INTERIM(penalize)
+INTERIM(mark_seen)
+INTERIM(top_k_mask)
+INTERIM(top_p_mask)
+INTERIM(min_p_mask)
+INTERIM(sample)
+INTERIM(neg)
+INTERIM(abs)
+INTERIM(exp)
+INTERIM(log)
+INTERIM(sqrt)
+INTERIM(rsqrt)
+INTERIM(sigmoid)
+INTERIM(silu)
+INTERIM(tanh)
+INTERIM(add)
+INTERIM(sub)
+INTERIM(mul)
+INTERIM(div)
+INTERIM(maximum)
+INTERIM(minimum)
+INTERIM(less)
+INTERIM(equal)
+INTERIM(sum)
+INTERIM(mean)
+INTERIM(max)
+INTERIM(min)
+INTERIM(where)
+INTERIM(softmax)
+INTERIM(log_softmax)
+INTERIM(cumsum)
+INTERIM(argmax)
+INTERIM(topk)
+INTERIM(gather)
+INTERIM(take)
+INTERIM(concat)
+INTERIM(stack)
+INTERIM(cast)
+INTERIM(quantize)
