@@ -63,7 +63,7 @@ local function bench_rows(model, s, n, args)
   local started, at = mav.now(), #s.seq
   repeat
     for i = 1, n do
-      g.rows:set(i, math.random(0, model.config.vocab - 1), s.seq, at + i - 1, i > 1 and i - 1 or nil)
+      g.rows:set(i, math.random(0, model.config.vocab - 1), s.seq, at + i - 1, i - 1)
     end
     local t = mav.now()
     g:launch()
@@ -91,17 +91,15 @@ local function print_profile(s)
   for _, entry in ipairs(entries) do
     local line = sum[entry.op]
     if not line then
-      line = { op = entry.op, count = 0, ns = 0, bytes = 0 }
+      line = { op = entry.op, count = 0, us = 0 }
       sum[entry.op], order[#order + 1] = line, line
     end
-    line.count, line.ns, line.bytes = line.count + 1, line.ns + entry.ns, line.bytes + (entry.bytes or 0)
-    total = total + entry.ns
+    line.count, line.us, total = line.count + 1, line.us + entry.us, total + entry.us
   end
-  table.sort(order, function(a, b) return a.ns > b.ns end)
-  print(("%-16s %6s %10s %8s %7s %8s"):format("op", "count", "us", "us each", "share", "GB/s"))
+  table.sort(order, function(a, b) return a.us > b.us end)
+  print(("%-16s %6s %10s %8s %7s"):format("op", "count", "us", "us each", "share"))
   for _, line in ipairs(order) do
-    print(("%-16s %6d %10.1f %8.2f %6.1f%% %8s"):format(line.op, line.count, line.ns / 1e3, line.ns / 1e3 / line.count,
-      100 * line.ns / total, line.bytes > 0 and ("%.2f"):format(line.bytes / line.ns) or "-"))
+    print(("%-16s %6d %10.1f %8.2f %6.1f%%"):format(line.op, line.count, line.us, line.us / line.count, 100 * line.us / total))
   end
   print()
 end

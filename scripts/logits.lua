@@ -32,7 +32,7 @@ local function compute(model, ids, args)
   for first = 1, T, ROWS do
     local count = math.min(ROWS, T - first + 1)
     local rows = mav.rows(count, { runtime = rt })
-    for i = 1, count do rows:set(i, ids[first + i - 1], seq, first + i - 2, i > 1 and i - 1 or nil) end
+    for i = 1, count do rows:set(i, ids[first + i - 1], seq, first + i - 2, i - 1) end
     assert(seq:reserve(count))
     local function tap(name, layer, t)
       if name ~= "embed" and name ~= "hidden" then return end
@@ -40,7 +40,7 @@ local function compute(model, ids, args)
     end
     local logits = model:forward(rows, kv, { fused = not args.unfused, tap = args.hidden and tap or nil })
     out.logits:slice(1, first, first + count - 1):copy_from(logits)
-    seq:commit(count)
+    assert(seq:commit(count))
   end
   return out
 end

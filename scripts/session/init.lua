@@ -114,7 +114,7 @@ function Session:truncate(n)
     self.seq:close()
     self.seq = assert(self.kv:sequence { key = self.key })
   else
-    self.seq:truncate(keep)
+    assert(self.seq:truncate(keep))
   end
   for i = self.length, n + 1, -1 do self.ids[i] = nil end
   self.length = n
@@ -144,7 +144,7 @@ function Session:fill_rows(first, count)
   end
   local seq = self.seq.id
   for i = 1, count do
-    rows:set(i, self.ids[first + i - 1], seq, first + i - 2, i > 1 and i - 1 or nil)
+    rows:set(i, self.ids[first + i - 1], seq, first + i - 2, i - 1) -- its parent: the row before
   end
   return rows
 end
@@ -153,7 +153,7 @@ end
 function Session:prefill()
   local seq, target = self.seq, self.length - 1
   if target < 0 then error("nothing to continue: the session is empty", 0) end
-  if #seq > target then seq:truncate(target) end -- an interrupt fell between commit and push
+  if #seq > target then assert(seq:truncate(target)) end -- an interrupt fell between commit and push
   if #seq == target then return end
   local before, start = #seq, mav.now()
   while #seq < target do
@@ -162,7 +162,7 @@ function Session:prefill()
     local rows = self:fill_rows(#seq + 1, count)
     self.model:forward(rows, self.kv, { head = "none", fused = self.fused })
     if self.state.seen then self.chain:observe(rows, self.state) end
-    seq:commit(count)
+    assert(seq:commit(count))
   end
   self.times:prompt(target - before, mav.now() - start)
 end
@@ -176,9 +176,9 @@ function Session:graph(n)
   local model, choose, state = self.model, self.chain, self.state
   g = assert(mav.graph({ rows = n, runtime = model.runtime }, function(rows)
     local logits = model:forward(rows, self.kv, { fused = self.fused })
-    local ids, chosen, best, best_ids = choose(logits, rows, state)
+    local results = table.pack(choose(logits, rows, state))
     if state.seen then choose:observe(rows, state) end
-    return ids, chosen, best, best_ids
+    return table.unpack(results, 1, results.n)
   end))
   self.graphs[n] = g
   return g
@@ -192,14 +192,14 @@ function Session:step()
     g = self:graph(1)
     self.step_graph, self.step_ids, self.step_rows = g, g[1], g.rows
   end
-  seq:reserve(1)
+  assert(seq:reserve(1))
   self.step_rows:set(1, self.ids[length], seq.id, length - 1)
   times:launched(mav.now())
   g:launch()
   g:wait()
   times:waited(mav.now())
   local id = self.step_ids:get(1)
-  seq:commit(1)
+  assert(seq:commit(1))
   self.length = length + 1
   self.ids[length + 1] = id
   return id

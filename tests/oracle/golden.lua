@@ -67,7 +67,7 @@ function golden.feed(model, kv, seq, ids, options)
   local rows = mav.rows(#ids, { runtime = model.runtime })
   local at = #seq
   assert(seq:reserve(#ids))
-  for i, id in ipairs(ids) do rows:set(i, id, seq, at + i - 1, i > 1 and i - 1 or nil) end
+  for i, id in ipairs(ids) do rows:set(i, id, seq, at + i - 1, i - 1) end
   local y = model:forward(rows, kv, options)
   assert(seq:commit(#ids))
   return y

@@ -57,7 +57,7 @@ for _, device in ipairs { "cpu", "ref" } do
       local rows = mav.rows(draws, { runtime = rt })
       local flat = {}
       for i = 1, draws do
-        rows:set(i, 0, seq, i - 1, i > 1 and i - 1 or nil)
+        rows:set(i, 0, seq, i - 1, i - 1)
         table.move(values, 1, V, #flat + 1, flat)
       end
       local logits = mav.tensor(flat, { dtype = "f32", shape = { draws, V }, runtime = rt })

@@ -1,0 +1,143 @@
+--- The commands, run as a user runs them. MAV_BINARY names the program under test.
+local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
+local support = dofile(here .. "/support.lua")
+local golden = dofile(support.oracle .. "golden.lua")
+local mav = require "mav"
+
+local BINARY = os.getenv "MAV_BINARY"
+
+--- Runs `mav ARGS`: its output, its diagnostics, its exit status.
+local function run(args, input)
+  local dir <close> = support.directory()
+  support.write(dir.path .. "/in", input or "")
+  local _, _, status = os.execute(("'%s' %s <'%s/in' >'%s/out' 2>'%s/err'"):format(BINARY, args, dir.path, dir.path, dir.path))
+  return support.read(dir.path .. "/out"), support.read(dir.path .. "/err"), status
+end
+
+local function ids_text(ids) return table.concat(ids, ",") end
+
+local describe_commands = BINARY and describe or pending
+describe_commands("commands", function()
+  local model, g = "--model '" .. support.model_dir "maverick" .. "'", nil
+  setup(function() g = golden.open "maverick" end)
+
+  it("generate: streams text, statistics apart", function()
+    local summary = golden.json("goldens/maverick/golden.json").prompts.short
+    local out, err, status = run(("generate %s --prompt '%s' --max-tokens 48 --ignore-eos"):format(model, summary.text))
+    assert.are.equal(0, status)
+    assert.are.equal(summary.greedy_text .. "\n", out)
+    assert.is_truthy(err:find("tokens/s/user", 1, true))
+  end)
+
+  it("generate --json: one object", function()
+    local out, _, status = run(("generate %s --ids %s --max-tokens 20 --ignore-eos --json --logprobs 2 --kv bf16"):format(model,
+      ids_text(g.get "short.input_ids")))
+    assert.are.equal(0, status)
+    local object = assert(mav.json.decode(out))
+    assert.are.same({ table.unpack(g.get "short.greedy_ids", 1, 20) }, object.ids)
+    assert.are.equal("length", object.stop)
+    assert.are.equal("string", type(object.text))
+    assert.is_true(object.stats.tokens_per_s > 0)
+    assert.are.equal(20, #object.logprobs)
+  end)
+
+  it("generate: the seed decides, sampling options apply", function()
+    local function ids(options)
+      local out, err, status = run(("generate %s --prompt x --max-tokens 12 --ignore-eos --json %s"):format(model, options))
+      assert.are.equal(0, status, err)
+      return assert(mav.json.decode(out)).ids
+    end
+    assert.are.same(ids "--temperature 2 --seed 1", ids "--temperature 2 --seed 1")
+    assert.are_not.same(ids "--temperature 2 --seed 1", ids "--temperature 2 --seed 2")
+    assert.are.same(ids "", ids "--temperature 2 --top-k 1 --seed 9")
+    for _, id in ipairs(ids "--logit-bias 65=100") do assert.are.equal(65, id) end
+    for _, id in ipairs(ids "--logit-bias 65=100 --logit-bias 66=200 --repetition-penalty 1.0 --min-p 0.1 --top-p 0.9") do
+      assert.are.equal(66, id)
+    end
+  end)
+
+  it("logits: the golden ones, and the residual stream", function()
+    local dir <close> = support.directory()
+    for _, device in ipairs { "cpu", "ref" } do
+      local _, err, status = run(("logits %s --ids %s -o '%s/x.safetensors' --hidden --device %s"):format(model,
+        ids_text(g.get "short.input_ids"), dir.path, device))
+      assert.are.equal(0, status, err)
+      local file = assert(mav.safetensors.open(dir.path .. "/x.safetensors"))
+      assert.is_true(golden.error(file:get "logits", g.get "short.logits") < 1e-3)
+      local hidden = file:get "hidden"
+      assert.are.same({ 9, 10, 80 }, hidden.shape)
+      assert.is_true(golden.error(hidden:select(1, 1):contiguous(), g.get "hidden.embed") < 1e-6)
+      for i = 0, 7 do
+        assert.is_true(golden.error(hidden:select(1, i + 2):contiguous(), g.get("hidden.layer" .. i .. ".out")) < 1e-4)
+      end
+    end
+  end)
+
+  it("tokenize: there and back", function()
+    local case = golden.json("tokenizer_cases.json").cases[20]
+    local out = run("tokenize " .. model, case.text)
+    assert.are.equal(ids_text(case.ids) .. "\n", out)
+    assert.are.equal(case.decoded .. "\n", run(("tokenize %s --decode %s"):format(model, ids_text(case.ids))))
+    assert.are.same(case.ids, mav.json.decode((run(("tokenize %s --json"):format(model), case.text))).ids)
+    assert.are.equal("2048,39\n", run("tokenize " .. model .. " --bos H"))
+    assert.are.equal("2056\n", run("tokenize " .. model .. " '<|eot|>'"))
+    assert.are_not.equal("2056\n", run("tokenize " .. model .. " --plain '<|eot|>'"))
+  end)
+
+  it("chat: several turns, commands, the end of input", function()
+    local out, err, status = run("chat --max-tokens 4 --system 'Be brief.' " .. model, "Hello!\nAgain.\n/reset\nOnce more.\n/help\n/quit\nnot read\n")
+    assert.are.equal(0, status, err)
+    assert.is_truthy(err:find("/reset", 1, true))
+    assert.are.equal(6, select(2, out:gsub("> ", "> ")))
+  end)
+
+  it("bench: a table, or one object", function()
+    local out, err, status = run(("bench %s --seconds 0.05 --json --dtype fp8 --threads 1"):format(model))
+    assert.are.equal(0, status, err)
+    local r = assert(mav.json.decode(out))
+    for _, key in ipairs { "tokens_per_s", "us_per_step", "bytes_per_step", "gb_per_s", "bandwidth_share" } do
+      assert.is_true(r.decode[key] > 0, key)
+    end
+    for _, n in ipairs { "1", "2", "4", "8", "16" } do assert.is_true(r.rows[n] > 0) end
+    assert.are.equal(512, r.prompt.tokens)
+    assert.are.equal("fp8", r.dtype)
+    assert.are.equal(1, r.threads)
+    out, err, status = run(("bench %s --seconds 0.05 --profile"):format(model))
+    assert.are.equal(0, status, err)
+    assert.is_truthy(out:find("attention", 1, true) and out:find("tokens/s", 1, true))
+  end)
+
+  it("fail in one line that says what and where", function()
+    local CASES = {
+      { "generate --model /nowhere --prompt x", "/nowhere/config.json" },
+      { "generate " .. model, "--prompt" },
+      { "generate " .. model .. " --prompt x --max-tokens -1", "-1" },
+      { "generate " .. model .. " --prompt x --ids 1", "--ids" },
+      { "generate " .. model .. " --ids 1,99999", "99999" },
+      { "generate " .. model .. " --prompt x --top-p 1.5", "top_p is 1.5" },
+      { "generate " .. model .. " --prompt x --logit-bias 7", "ID=VALUE" },
+      { "generate " .. model .. " --prompt x --unknown", "--unknown" },
+      { "logits " .. model .. " --ids 5", "-o" },
+      { "logits " .. model .. " --ids 5000 -o /tmp/never", "5000" },
+      { "logits " .. model .. " --ids 5 -o /nowhere/x.safetensors", "/nowhere" },
+      { "tokenize --decode " .. model .. " 1,x", "x" },
+      { "bench " .. model .. " --dtype int3", "int3" },
+    }
+    for _, case in ipairs(CASES) do
+      local out, err, status = run(case[1])
+      assert.are.equal(1, status, case[1] .. "\n" .. err)
+      assert.are.equal("", out)
+      assert.is_truthy(err:find(case[2], 1, true), ("%s: %s"):format(case[1], err))
+      assert.are.equal(1, select(2, err:gsub("\n", "\n")), case[1] .. "\n" .. err)
+      assert.is_truthy(err:find("^mav " .. case[1]:match("^%w+") .. ": "), err)
+    end
+  end)
+
+  it("teach with an example", function()
+    for _, name in ipairs { "generate", "chat", "logits", "tokenize", "bench" } do
+      local out, _, status = run(name .. " --help")
+      assert.are.equal(0, status)
+      assert.is_truthy(out:find("Example:\n  mav " .. name, 1, true), out)
+    end
+  end)
+end)
