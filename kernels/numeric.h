@@ -111,21 +111,21 @@ static inline int64_t mavk_i64_from_f32(float x) {
   return (int64_t)x;
 }
 
-static inline void mavk_put_i64(void *p, int32_t dtype, int64_t i, int64_t value) {
+static inline void mavk_put_i64(void *p, int32_t dtype, int64_t i, int64_t x) {
   switch (dtype) {
-    case MAVK_I32: ((int32_t *)p)[i] = (int32_t)(value < INT32_MIN ? INT32_MIN : value > INT32_MAX ? INT32_MAX : value); break;
-    case MAVK_U8: ((uint8_t *)p)[i] = (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value); break;
-    default: ((int64_t *)p)[i] = value;
+    case MAVK_I32: ((int32_t *)p)[i] = (int32_t)(x < INT32_MIN ? INT32_MIN : x > INT32_MAX ? INT32_MAX : x); break;
+    case MAVK_U8: ((uint8_t *)p)[i] = (uint8_t)(x < 0 ? 0 : x > 255 ? 255 : x); break;
+    default: ((int64_t *)p)[i] = x;
   }
 }
 
-static inline void mavk_put_f32(void *p, int32_t dtype, int64_t i, float value) {
+static inline void mavk_put_f32(void *p, int32_t dtype, int64_t i, float x) {
   switch (dtype) {
-    case MAVK_F32: ((float *)p)[i] = value; break;
-    case MAVK_BF16: ((uint16_t *)p)[i] = mavk_bf16_from_f32(value); break;
-    case MAVK_F16: ((uint16_t *)p)[i] = mavk_f16_from_f32(value); break;
-    case MAVK_F8: ((uint8_t *)p)[i] = mavk_f8_from_f32(value); break;
-    default: mavk_put_i64(p, dtype, i, mavk_i64_from_f32(value));
+    case MAVK_F32: ((float *)p)[i] = x; break;
+    case MAVK_BF16: ((uint16_t *)p)[i] = mavk_bf16_from_f32(x); break;
+    case MAVK_F16: ((uint16_t *)p)[i] = mavk_f16_from_f32(x); break;
+    case MAVK_F8: ((uint8_t *)p)[i] = mavk_f8_from_f32(x); break;
+    default: mavk_put_i64(p, dtype, i, mavk_i64_from_f32(x));
   }
 }
 

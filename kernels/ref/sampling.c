@@ -30,7 +30,7 @@ static void sort_into(float *y, const float *x, int64_t n) {
 
 void mavk_ref_top_k_mask(const mavk_args_top_k_mask *a) {
   const int64_t N = ref_last(&a->x), k = a->k < N ? a->k : N;
-  for (int64_t t = 0; t < ref_leading(&a->x); t++) {
+  for (int64_t t = 0; t < ref_leading(&a->x) && N > 0; t++) {
     const float *x = ref_in(&a->x, t * N);
     float *y = ref_out(&a->y, t * N);
     sort_into(y, x, N);
@@ -43,7 +43,7 @@ void mavk_ref_top_k_mask(const mavk_args_top_k_mask *a) {
  * 1 - p. That is: all values below `edge`, and the first `dropped` of those equal to it. */
 void mavk_ref_top_p_mask(const mavk_args_top_p_mask *a) {
   const int64_t N = ref_last(&a->x);
-  for (int64_t t = 0; t < ref_leading(&a->x); t++) {
+  for (int64_t t = 0; t < ref_leading(&a->x) && N > 0; t++) {
     const float *x = ref_in(&a->x, t * N);
     float *y = ref_out(&a->y, t * N);
     sort_into(y, x, N);

@@ -1,0 +1,239 @@
+/* tests/kernels/checkops.c - the program: every op of ops.def, a candidate against the reference. See --help. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkops.h"
+
+static const char help[] =
+    "checkops: checks every op of kernels/ops.def on a candidate against a reference, with random arguments.\n"
+    "\n"
+    "  checkops                                 the cpu backend against ref, all ops\n"
+    "  checkops --isa avx2 --threads 3          another instruction set, another team\n"
+    "  checkops --op attention --seed 17        one case again, with its shapes\n"
+    "  checkops --against cpu:avx2:1 --exact    the candidate must give the same bits as another build of itself\n"
+    "  checkops --bench --op matmul             times instead: us, bytes, GB/s, share of the measured bandwidth\n"
+    "\n"
+    "  --device D      candidate: cpu (default), ref\n"
+    "  --isa I         its instruction set: avx2, avx512      --threads N   its threads (0: all)\n"
+    "  --against SPEC  reference: device[:isa[:threads]]; default ref\n"
+    "  --exact         no tolerance\n"
+    "  --op NAME       only this op\n"
+    "  --cases N       cases per op (default 40; ops with weights or a cache: three times that)\n"
+    "  --seed N        only this case                         --first N     first seed of all ops (default 1)\n"
+    "  --plant-fault OP  spoils one element of the candidate's results of OP: must be reported as a failure\n"
+    "  --bench         times; --footprint MB: data cycled through, beyond the caches (default 512)\n"
+    "  --json          one JSON object per op\n"
+    "  --verbose       every case\n"
+    "\n"
+    "What is random: sizes (odd, even, around powers of two), dtypes, scales of f8 weights and how activations are rounded,\n"
+    "views with padding, optional arguments, chains and trees of rows over several sequences, idle rows, contexts around\n"
+    "page, chunk and split borders. Worst: largest difference over the largest magnitude of the expected result. Rows: each\n"
+    "row alone must give the same bits as in its batch; attention rows also with their past in other pages and slots.\n"
+    "An op without a case, or whose results are all zero, fails. Exit status: 0, 1 (an op failed), 2 (usage, or no device).\n";
+
+typedef struct options {
+  const char *device, *isa, *op, *against, *plant;
+  int threads, cases;
+  int64_t seed, first, footprint;
+  bool exact, bench, json, verbose;
+} options;
+
+static int usage(const char *what, const char *arg) {
+  fprintf(stderr, "checkops: %s%s%s; try --help\n", what, arg ? " " : "", arg ? arg : "");
+  return 2;
+}
+
+static bool number(const char *text, int64_t *out) {
+  char *end;
+  errno = 0;
+  *out = strtoll(text, &end, 10);
+  return *text && !*end && !errno && *out >= 0;
+}
+
+static int parse(options *o, int argc, char **argv) {
+  *o = (options){.device = "cpu", .against = "ref", .cases = 40, .seed = -1, .first = 1, .footprint = 512};
+  for (int i = 1; i < argc; i++) {
+    const char *a = argv[i], *v = i + 1 < argc ? argv[i + 1] : NULL;
+    int64_t n = -1;
+    const char **text = !strcmp(a, "--device") ? &o->device : !strcmp(a, "--isa") ? &o->isa : !strcmp(a, "--op") ? &o->op : !strcmp(a, "--against") ? &o->against : !strcmp(a, "--plant-fault") ? &o->plant : NULL;
+    if (!strcmp(a, "--help") || !strcmp(a, "-h")) {
+      fputs(help, stdout);
+      exit(0);
+    } else if (!strcmp(a, "--exact")) o->exact = true;
+    else if (!strcmp(a, "--bench")) o->bench = true;
+    else if (!strcmp(a, "--json")) o->json = true;
+    else if (!strcmp(a, "--verbose")) o->verbose = true;
+    else if (text) {
+      if (!v) return usage("no value for", a);
+      *text = v, i++;
+    } else if (!strcmp(a, "--threads") || !strcmp(a, "--cases") || !strcmp(a, "--seed") || !strcmp(a, "--first") || !strcmp(a, "--footprint")) {
+      if (!v || !number(v, &n) || (n > 1000000 && strcmp(a, "--seed") && strcmp(a, "--first"))) return usage("no number for", a);
+      i++;
+      if (a[2] == 't') o->threads = (int)n;
+      else if (a[2] == 'c') o->cases = (int)n;
+      else if (a[2] == 's') o->seed = n;
+      else if (a[3] == 'i') o->first = n;
+      else o->footprint = n;
+    } else return usage("unknown argument", a);
+  }
+  if (o->op && mav_op_find(o->op) < 0) return usage("there is no op", o->op);
+  if (o->plant && mav_op_find(o->plant) < 0) return usage("there is no op", o->plant);
+  return 0;
+}
+
+static mav_runtime *open_runtime(const char *device, const char *isa, int threads) {
+  mav_runtime *rt;
+  mav_diag diag;
+  mav_runtime_options o = {.device = device, .isa = isa, .threads = threads};
+  if (mav_runtime_new(&rt, &o, &diag) == MAV_OK) return rt;
+  fprintf(stderr, "checkops: %s\n", diag.text);
+  return NULL;
+}
+
+/* "cpu:avx2:1" */
+static mav_runtime *open_spec(const char *spec) {
+  char text[64];
+  snprintf(text, sizeof text, "%s", spec);
+  char *isa = strchr(text, ':'), *threads = NULL;
+  if (isa) *isa++ = 0, threads = strchr(isa, ':');
+  if (threads) *threads++ = 0;
+  return open_runtime(text, isa && *isa ? isa : NULL, threads ? atoi(threads) : 0);
+}
+
+typedef struct tally {
+  int64_t cases, row_cases;
+  verdict all, rows;
+  uint64_t failed_seed; /* of the first failure */
+  char failure[768];
+} tally;
+
+static void merge(verdict *to, const verdict *v) {
+  to->compared += v->compared;
+  to->nonzero += v->nonzero;
+  to->skipped += v->skipped;
+  if (v->worst > to->worst) to->worst = v->worst;
+  if (!to->what[0]) memcpy(to->what, v->what, sizeof to->what);
+}
+
+/* Spoils the middle element of the first result (for ops that only write the cache or in place: of that). */
+static void spoil(side *s) {
+  for (int i = 0; i < s->p->desc->args; i++) {
+    mav_arg_kind k = s->p->desc->arg[i].kind;
+    if (k != MAV_ARG_OUT && k != MAV_ARG_MUT) continue;
+    int64_t n = mav_tensor_count(s->args[i].tensor), at = n / 2;
+    double x;
+    if (n && mav_tensor_get(s->args[i].tensor, at, &x) == MAV_OK) mav_tensor_set(s->args[i].tensor, at, x == x && x - x == 0 ? x * 1.01 + 1 : 0);
+    return;
+  }
+}
+
+static void note(tally *t, const plan *p, const char *what) {
+  char text[400];
+  if (t->failure[0]) return;
+  t->failed_seed = p->seed;
+  snprintf(t->failure, sizeof t->failure, "seed %llu: %s\n    %s", (unsigned long long)p->seed, what, plan_text(p, text, sizeof text));
+}
+
+static void run_case(tally *t, const options *o, mav_runtime *reference, mav_runtime *candidate, int op, uint64_t seed) {
+  plan p;
+  side e, a;
+  verdict v = {0}, rows = {0};
+  plan_make(&p, op, seed, NULL);
+  const bool alone = plan_row_count(&p) > 0 && plan_row_count(&p) <= 16; /* bits are promised for groups of at most 16 rows */
+  e = a = (side){0};
+  mav_err err = side_bind(&e, reference, &p, NULL);
+  if (!err) err = side_call(&e);
+  const mav_runtime *at = reference;
+  if (!err) {
+    at = candidate;
+    err = side_bind(&a, candidate, &p, NULL);
+    if (!err) err = side_call(&a);
+  }
+  if (!err) {
+    if (o->plant && !strcmp(o->plant, p.desc->name)) spoil(&a);
+    compare(&v, &p, &e, &a, o->exact ? 0 : p.desc->tolerance);
+    t->cases++;
+    if (alone) err = compare_rows(&rows, &p, &a, 4);
+    if (!err && alone && !strcmp(p.desc->name, "attention")) err = compare_relocated(&rows, &p, &a, 4);
+    if (alone && rows.compared) t->row_cases++;
+  }
+  if (err) snprintf(v.what, sizeof v.what, "%s: %.200s", mav_runtime_device(at), mav_runtime_diag(at)->text);
+  if (v.what[0]) note(t, &p, v.what);
+  else if (rows.what[0]) note(t, &p, rows.what);
+  if (o->verbose || o->seed >= 0) {
+    char text[512];
+    printf("  %s seed %llu: %s | worst %.2e, %lld compared, %lld skipped%s%s\n", p.desc->name, (unsigned long long)seed, plan_text(&p, text, sizeof text), v.worst,
+           (long long)v.compared, (long long)v.skipped, v.what[0] || rows.what[0] ? " | " : "", v.what[0] ? v.what : rows.what);
+  }
+  merge(&t->all, &v);
+  merge(&t->rows, &rows);
+  side_free(&e);
+  side_free(&a);
+  plan_free(&p);
+}
+
+static bool has_arg(const mav_op_desc *d, mav_arg_kind kind) {
+  for (int i = 0; i < d->args; i++)
+    if (d->arg[i].kind == kind) return true;
+  return false;
+}
+
+/* True: ok. */
+static bool run_op(const options *o, mav_runtime *reference, mav_runtime *candidate, int op) {
+  const mav_op_desc *d = mav_op_get(op);
+  tally t = {0};
+  const int cases = o->cases * (has_arg(d, MAV_ARG_WEIGHT) || has_arg(d, MAV_ARG_KV) ? 3 : 1);
+  if (o->seed >= 0) run_case(&t, o, reference, candidate, op, (uint64_t)o->seed);
+  else
+    for (int i = 0; i < cases; i++) run_case(&t, o, reference, candidate, op, (uint64_t)(o->first + i));
+  const char *why = "";
+  if (t.all.what[0] || t.rows.what[0]) why = "differs";
+  else if (!t.cases || !t.all.compared) why = "nothing was compared";
+  else if (o->seed < 0 && cases >= 10 && !t.all.nonzero) why = "all results were zero";
+  else if (t.all.skipped > t.all.compared / 2 && o->seed < 0 && cases >= 10) why = "too much was skipped";
+  const bool ok = !*why;
+  if (o->json) {
+    printf("{\"op\":\"%s\",\"ok\":%s,\"cases\":%lld,\"compared\":%lld,\"skipped\":%lld,\"worst\":%.3g,\"tolerance\":%.3g,\"row_cases\":%lld}\n", d->name,
+           ok ? "true" : "false", (long long)t.cases, (long long)t.all.compared, (long long)t.all.skipped, t.all.worst, o->exact ? 0 : d->tolerance, (long long)t.row_cases);
+  } else {
+    printf("%-14s %5lld cases %10lld elements  worst %8.2e of %7.1e  rows %5lld  %s%s%s\n", d->name, (long long)t.cases, (long long)t.all.compared,
+           t.all.worst, o->exact ? 0 : d->tolerance, (long long)t.row_cases, ok ? "ok" : "FAIL", ok ? "" : ": ", why);
+    if (t.failure[0])
+      printf("    %s\n    again: checkops --device %s --isa %s --threads %d --against %s%s --op %s --seed %llu\n", t.failure, mav_runtime_device(candidate),
+             mav_runtime_isa(candidate), mav_runtime_threads(candidate), o->against, o->exact ? " --exact" : "", d->name, (unsigned long long)t.failed_seed);
+  }
+  fflush(stdout);
+  return ok;
+}
+
+int main(int argc, char **argv) {
+  options o;
+  int status = parse(&o, argc, argv);
+  if (status) return status;
+  mav_runtime *candidate = open_runtime(o.device, o.isa, o.threads);
+  if (!candidate) return 2;
+  if (o.bench) {
+    status = bench(candidate, o.op, o.footprint << 20, o.json);
+    mav_runtime_release(candidate);
+    return status;
+  }
+  mav_runtime *reference = open_spec(o.against);
+  if (!reference) {
+    mav_runtime_release(candidate);
+    return 2;
+  }
+  if (!o.json)
+    printf("checkops: %s %s, %d threads, against %s\n", mav_runtime_device(candidate), mav_runtime_isa(candidate), mav_runtime_threads(candidate), o.against);
+  int passed = 0, failed = 0;
+  for (int op = 0; op < mav_op_count(); op++) {
+    if (o.op && strcmp(o.op, mav_op_get(op)->name)) continue;
+    if (run_op(&o, reference, candidate, op)) passed++;
+    else failed++;
+  }
+  mav_runtime_release(candidate);
+  mav_runtime_release(reference);
+  if (!o.json) printf("%d passed, %d failed\n", passed, failed);
+  return failed || !passed ? 1 : 0;
+}

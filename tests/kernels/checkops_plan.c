@@ -1,0 +1,427 @@
+/* tests/kernels/checkops_plan.c - random arguments for any op, from its description. What no description says (which sizes
+ * go together, which values make sense) is in `relate` and `fill` below. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkops.h"
+#include "numeric.h"
+
+/* ---- random numbers ----------------------------------------------------------------------------------------------- */
+
+uint64_t rng_next(rng *r) {
+  uint64_t z = (r->state += 0x9e3779b97f4a7c15u);
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+  return z ^ z >> 31;
+}
+
+double rng_uniform(rng *r) { return ((double)(rng_next(r) >> 11) + 0.5) * 0x1p-53; }
+double rng_normal(rng *r) { return sqrt(-2 * log(rng_uniform(r))) * cos(6.283185307179586 * rng_uniform(r)); }
+int64_t rng_range(rng *r, int64_t low, int64_t high) { return low + (int64_t)(rng_next(r) % (uint64_t)(high - low + 1)); }
+
+#define PICK(r, ...) ((const int[]){__VA_ARGS__}[rng_range(r, 0, (int64_t)(sizeof((const int[]){__VA_ARGS__}) / sizeof(int)) - 1)])
+
+/* ---- helpers ------------------------------------------------------------------------------------------------------ */
+
+int plan_arg(const plan *p, const char *name) {
+  for (int i = 0; i < p->desc->args; i++)
+    if (!strcmp(p->desc->arg[i].name, name)) return i;
+  return -1;
+}
+
+static bool is_op(const plan *p, const char *names) { /* space-separated */
+  size_t n = strlen(p->desc->name);
+  for (const char *s = names; (s = strstr(s, p->desc->name)); s += n)
+    if ((s == names || s[-1] == ' ') && (s[n] == ' ' || !s[n])) return true;
+  return false;
+}
+
+static int64_t *letter(plan *p, char c) { return &p->letter[c - 'A']; }
+static int64_t count_of(const operand *v) {
+  int64_t n = 1;
+  for (int i = 0; i < v->dims; i++) n *= v->shape[i];
+  return n;
+}
+
+static bool broadcasts(const plan *p) {
+  const char *result = p->desc->arg[p->desc->args - 1].shape;
+  return result && strchr(result, '|');
+}
+
+static bool has(const plan *p, mav_arg_kind kind) {
+  for (int i = 0; i < p->desc->args; i++)
+    if (p->desc->arg[i].kind == kind) return true;
+  return false;
+}
+
+/* ---- sizes -------------------------------------------------------------------------------------------------------- */
+
+static int64_t any_size(rng *r) {
+  if (rng_chance(r, 0.5)) return PICK(r, 1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 127, 128, 129, 160, 255, 256, 257, 320, 511, 512, 513, 640, 1000, 1025);
+  return rng_range(r, 1, 400);
+}
+
+static void set_default(plan *p, char c, int64_t value) {
+  if (!*letter(p, c)) *letter(p, c) = value;
+}
+
+static void at_most(plan *p, char c, int64_t most) {
+  if (!p->bench && *letter(p, c) > most) *letter(p, c) = most > 1 ? most : 1;
+}
+
+/* Letters of an op that depend on each other, and what keeps the reference quick. */
+static void relate(plan *p, rng *r, const sizes *fixed) {
+  const bool weights = has(p, MAV_ARG_WEIGHT);
+  if (fixed) memcpy(p->letter, fixed->letter, sizeof p->letter);
+  set_default(p, 'T', PICK(r, 1, 1, 2, 3, 4, 5, 7, 8, 11, 13, 16, 17, 19, 20));
+  set_default(p, 'K', rng_range(r, 1, 4));
+  set_default(p, 'H', *letter(p, 'K') * rng_range(r, 1, 5));
+  set_default(p, 'C', PICK(r, 2, 4, 6, 8, 16, 20, 32, 40, 64, 80, 128, 256));
+  set_default(p, 'E', rng_range(r, 1, is_op(p, "router") ? 140 : 9));
+  set_default(p, 'A', rng_range(r, 1, *letter(p, 'E') < 3 ? *letter(p, 'E') : 3));
+  set_default(p, 'B', rng_chance(r, 0.5) ? 1 : *letter(p, 'A'));
+  set_default(p, 'Q', SEQUENCES_MAX + rng_range(r, 0, 2));
+  set_default(p, 'V', is_op(p, "penalize mark_seen sample") ? rng_range(r, 1, 3000) : any_size(r));
+  for (const char *c = "DFNIM"; *c; c++) set_default(p, *c, any_size(r));
+  if (is_op(p, "top_k_mask top_p_mask min_p_mask topk argmax softmax log_softmax cumsum sum mean max min") && rng_chance(r, 0.3)) set_default(p, 'N', rng_range(r, 1, 3000));
+  const int64_t T = *letter(p, 'T');
+  if (has(p, MAV_ARG_KV) && !is_op(p, "attention")) at_most(p, 'H', 12 / *letter(p, 'K') * *letter(p, 'K'));
+  if (is_op(p, "norm_qkv rope_append")) {
+    at_most(p, 'C', 128);
+    *letter(p, 'N') = (*letter(p, 'H') + 2 * *letter(p, 'K')) * *letter(p, 'C');
+    at_most(p, 'D', 2000000 / T / *letter(p, 'N'));
+  } else if (weights) {
+    int64_t slots = *letter(p, 'A') + 1, wide = *letter(p, 'D');
+    for (const char *c = "NFEV"; *c; c++) at_most(p, *c, 2000000 / T / wide / slots);
+    at_most(p, 'A', *letter(p, 'E'));
+    if (*letter(p, 'B') > 1) *letter(p, 'B') = *letter(p, 'A');
+  }
+  *letter(p, 'R') = *letter(p, 'C') / 2;
+  p->star_dims = (int)rng_range(r, 0, 2);
+  for (int i = 0; i < 3; i++) p->star[i] = rng_range(r, 1, 5);
+  if (p->bench) p->star_dims = 1, p->star[0] = T;
+}
+
+/* ---- rows and cache ----------------------------------------------------------------------------------------------- */
+
+static void make_cache(plan *p, rng *r, const sizes *fixed) {
+  cache *c = &p->kv;
+  c->given = has(p, MAV_ARG_KV);
+  c->sequences = (int)rng_range(r, 1, SEQUENCES_MAX);
+  c->kv_heads = (int)*letter(p, 'K');
+  c->head_dim = (int)*letter(p, 'C');
+  c->dtype = rng_chance(r, 0.5) ? MAV_DTYPE_F32 : MAV_DTYPE_BF16;
+  c->page = PICK(r, 16, 32, 64, 128);
+  c->chunk = rng_chance(r, 0.5) ? 0 : PICK(r, 1, 2, 8, 31, 32, 33, 64, 100, 256, 300);
+  c->seed = rng_next(r);
+  /* A long context for a few rows, or a short one for many. */
+  int64_t most = rng_chance(r, 0.3) ? 40 : 3000000 / (*letter(p, 'T') * *letter(p, 'H') * *letter(p, 'C'));
+  most = most > 1500 ? 1500 : most < 1 ? 1 : most;
+  for (int s = 0; s < SEQUENCES_MAX; s++) {
+    int64_t near = PICK(r, 16, 32, 64, 128, 256, 512, 1024) + rng_range(r, -3, 3); /* of pages, chunks and splits */
+    c->length[s] = rng_chance(r, 0.15) ? 0 : rng_chance(r, 0.4) && near < most ? near : rng_range(r, 0, most);
+    c->key[s] = (int64_t)rng_next(r);
+    if (fixed) c->length[s] = fixed->context;
+  }
+  if (fixed) *c = (cache){.given = c->given, .sequences = 1, .length = {fixed->context}, .key = {1}, .page = 32, .kv_heads = c->kv_heads,
+                          .head_dim = c->head_dim, .dtype = MAV_DTYPE_BF16, .seed = 1};
+}
+
+static void make_rows(plan *p, rng *r) {
+  const bool tree = !p->bench && rng_chance(r, 0.5), idle = !p->bench && rng_chance(r, 0.3);
+  const int64_t vocabulary = is_op(p, "embed penalize mark_seen sample") ? *letter(p, 'V') : 1000;
+  int64_t last[SEQUENCES_MAX] = {-1, -1, -1, -1};
+  cache *c = &p->kv;
+  p->rows = *letter(p, 'T');
+  for (int64_t t = 0; t < p->rows; t++) {
+    token *w = &p->row[t];
+    *w = (token){(int32_t)rng_range(r, 0, vocabulary - 1), -1, 0, -1, -1};
+    if (idle && rng_chance(r, 0.2)) continue;
+    const int s = (int)rng_range(r, 0, c->sequences - 1);
+    w->seq = (int32_t)s;
+    w->parent = (int32_t)last[s];
+    if (tree && rng_chance(r, 0.4)) { /* a side branch: any earlier row of the sequence, or none */
+      w->parent = -1;
+      for (int64_t u = 0; u < t; u++)
+        if (p->row[u].seq == s && rng_chance(r, 0.4)) w->parent = (int32_t)u;
+    }
+    w->pos = (int32_t)(w->parent < 0 ? c->length[s] : p->row[w->parent].pos + 1);
+    w->slot = (int32_t)(c->length[s] + c->appended[s]++);
+    last[s] = t;
+  }
+}
+
+/* ---- values ------------------------------------------------------------------------------------------------------- */
+
+static mav_dtype pick_dtype(rng *r, uint32_t types) {
+  for (;;) {
+    int t = (int)rng_range(r, 0, MAV_DTYPE_COUNT - 1);
+    if (types >> t & 1) return (mav_dtype)t;
+  }
+}
+
+/* Shape of an argument from its description. */
+static void make_shape(plan *p, int i, rng *r) {
+  operand *v = &p->v[i];
+  const char *s = p->desc->arg[i].shape;
+  if (*s == '=') {
+    const operand *other = &p->v[plan_arg(p, s + 1)];
+    v->dims = other->dims;
+    memcpy(v->shape, other->shape, sizeof v->shape);
+    return;
+  }
+  if (*s == '*') {
+    for (int d = 0; d < p->star_dims; d++) v->shape[v->dims++] = p->star[d];
+    if (!s[1]) v->shape[v->dims++] = p->bench ? *letter(p, 'N') : any_size(r);
+    s++;
+  }
+  for (; *s; s++)
+    if (*s != ' ') v->shape[v->dims++] = *letter(p, *s);
+}
+
+/* The operands of a binary op: both of one shape, or broadcast. */
+static void broadcast_shape(plan *p, int i, rng *r) {
+  operand *v = &p->v[i];
+  const operand *first = &p->v[0];
+  if (i > 0) {
+    v->dims = first->dims;
+    memcpy(v->shape, first->shape, sizeof v->shape);
+  }
+  if (p->bench || rng_chance(r, 0.4)) return;
+  if (i > 0 && rng_chance(r, 0.3) && v->dims < MAV_DIMS_MAX) { /* wider than the first operand */
+    for (int d = v->dims++; d > 0; d--) v->shape[d] = v->shape[d - 1];
+    v->shape[0] = rng_range(r, 1, 3);
+  } else if (i > 0) { /* fewer dimensions, maybe none */
+    int drop = (int)rng_range(r, 0, v->dims);
+    v->dims -= drop;
+    memmove(v->shape, v->shape + drop, sizeof *v->shape * (size_t)v->dims);
+  }
+  for (int d = 0; d < v->dims; d++)
+    if (rng_chance(r, 0.3)) v->shape[d] = 1;
+}
+
+static double cast_value(rng *r, mav_dtype t) {
+  if (t == MAV_DTYPE_U8) return (double)rng_range(r, 0, 255);
+  if (t == MAV_DTYPE_I32) return (double)((int64_t)rng_next(r) >> rng_range(r, 32, 60));
+  if (t == MAV_DTYPE_I64) return (double)((int64_t)rng_next(r) >> rng_range(r, 11, 60));
+  static const float special[] = {0, -0.0f, INFINITY, -INFINITY, NAN, 448, 464, 480, -449, 65504, 65520, 3e38f, 255.5f, -1, 0x1p31f, 0x1p63f, 0x1p-10f};
+  if (rng_chance(r, 0.2)) return special[rng_range(r, 0, (int64_t)(sizeof special / sizeof *special) - 1)];
+  return rng_normal(r) * exp(5 * rng_normal(r));
+}
+
+static double element(const plan *p, int i, rng *r, bool ties) {
+  const mav_arg_desc *d = &p->desc->arg[i];
+  double x = rng_normal(r);
+  if (is_op(p, "cast")) return cast_value(r, p->v[i].dtype);
+  if (!strcmp(d->name, "norm") || (is_op(p, "rmsnorm") && !strcmp(d->name, "w"))) return 1 + 0.2 * x;
+  if (!strcmp(d->name, "score")) return 1 / (1 + exp(-x));
+  if (!strcmp(d->name, "seen")) return rng_chance(r, 0.1);
+  if (!strcmp(d->name, "cond")) return rng_chance(r, 0.5) ? x : 0;
+  if (is_op(p, "log sqrt rsqrt")) return exp(3 * x);
+  if (is_op(p, "div") && !strcmp(d->name, "b")) return (rng_chance(r, 0.5) ? 1 : -1) * exp(x);
+  if (is_op(p, "less equal maximum minimum")) return floor(2 * x);
+  if (is_op(p, "exp") && rng_chance(r, 0.01)) return -200;
+  if (is_op(p, "sigmoid silu tanh") && rng_chance(r, 0.02)) return 200 * x;
+  if (is_op(p, "quantize")) return x * exp(4 * rng_normal(r));
+  if (is_op(p, "penalize top_k_mask top_p_mask min_p_mask sample softmax log_softmax argmax topk")) {
+    if (ties && rng_chance(r, 0.1)) return -INFINITY;
+    return ties ? floor(3 * x) / 2 : 3 * x;
+  }
+  return x;
+}
+
+static void fill(plan *p, int i, rng *r) {
+  const mav_arg_desc *d = &p->desc->arg[i];
+  operand *v = &p->v[i];
+  const int64_t n = count_of(v), last = v->dims ? v->shape[v->dims - 1] : 1;
+  const bool ties = !p->bench && rng_chance(r, 0.4);
+  v->data = calloc((size_t)n + 1, mav_dtype_bytes(v->dtype));
+  if (!v->data) abort();
+  if (d->kind == MAV_ARG_INDEX) {
+    for (int64_t k = 0; k < n; k++) ((int32_t *)v->data)[k] = (int32_t)rng_range(r, 0, *letter(p, *d->limit) - 1);
+    return;
+  }
+  const size_t size = mav_dtype_bytes(v->dtype);
+  for (int64_t k = 0; k < n; k++) {
+    if (p->bench && k >= 65536) { /* a benchmark may repeat itself */
+      memcpy((char *)v->data + (size_t)k * size, (char *)v->data + (size_t)(k - 65536) * size, size);
+      continue;
+    }
+    double x = element(p, i, r, ties);
+    if (!strcmp(d->name, "rope")) x = pow(10000, -(double)k / (double)n);
+    if (x == -INFINITY && k % last == last / 2) x = 0; /* one finite value in every row of logits */
+    if (d->kind == MAV_ARG_WEIGHT) x /= v->dtype == MAV_DTYPE_F8 ? 0.02 : sqrt((double)last);
+    if (v->dtype == MAV_DTYPE_I64) ((int64_t *)v->data)[k] = (int64_t)x;
+    else if (v->dtype == MAV_DTYPE_I32) ((int32_t *)v->data)[k] = (int32_t)x;
+    else mavk_put_f32(v->data, (int32_t)v->dtype, k, (float)x);
+  }
+  if (is_op(p, "quantize") && !p->bench && rng_chance(r, 0.3)) memset(v->data, 0, (size_t)last * mav_dtype_bytes(v->dtype)); /* a zero row */
+}
+
+static void make_scale(plan *p, int i, rng *r) {
+  operand *v = &p->v[i];
+  const int64_t E = v->dims == 3 ? v->shape[0] : 1, N = v->shape[v->dims - 2];
+  int kind = v->dims == 3 ? PICK(r, 0, 1, 2, 3) : PICK(r, 0, 1);
+  if (p->bench) kind = v->dims == 3 ? 3 : 1;
+  v->scale_dims = kind == 0 ? (int)rng_range(r, 0, 1) : kind == 3 ? 2 : 1; /* () or (1), (N), (E), (E, N) */
+  v->scale_shape[0] = kind == 0 ? 1 : kind == 1 ? N : E;
+  v->scale_shape[1] = N;
+  int64_t n = kind == 0 ? 1 : v->scale_shape[0] * (kind == 3 ? N : 1);
+  v->scale = calloc((size_t)n, sizeof *v->scale);
+  if (!v->scale) abort();
+  for (int64_t k = 0; k < n; k++) v->scale[k] = (float)(0.02 / sqrt((double)v->shape[v->dims - 1]) * (0.5 + rng_uniform(r)));
+  v->act = p->bench ? MAV_ACT_NONE : (mav_act)PICK(r, MAV_ACT_NONE, MAV_ACT_NONE, MAV_ACT_STATIC, MAV_ACT_DYNAMIC);
+  v->in_scale = (float)((0.3 + rng_uniform(r)) * 3 / 448); /* some activations saturate */
+}
+
+static double number(const plan *p, int i, rng *r) {
+  const char *name = p->desc->arg[i].name;
+  const int64_t N = *letter((plan *)p, 'N');
+  if (!strcmp(name, "eps")) return rng_chance(r, 0.5) ? 1e-5 : 1e-6;
+  if (!strcmp(name, "attn_scale")) return rng_chance(r, 0.5) ? 0.1 : 0;
+  if (!strcmp(name, "floor_scale")) return PICK(r, 8192, 7, 100);
+  if (!strcmp(name, "chunk")) return p->kv.chunk;
+  if (!strcmp(name, "scale")) return rng_chance(r, 0.7) ? 0 : 0.3;
+  if (!strcmp(name, "top_k")) return (double)rng_range(r, 1, *letter((plan *)p, 'E') < 4 ? *letter((plan *)p, 'E') : 4);
+  if (!strcmp(name, "k")) return p->bench ? 20 : (double)(is_op(p, "topk") ? rng_range(r, 1, N < 40 ? N : 40) : rng_range(r, 1, rng_chance(r, 0.5) ? 20 : N + 3));
+  if (!strcmp(name, "p") && is_op(p, "min_p_mask")) return p->bench ? 0.05 : rng_chance(r, 0.1) ? PICK(r, 0, 1) : 0.3 * rng_uniform(r);
+  if (!strcmp(name, "p")) return p->bench ? 0.95 : rng_chance(r, 0.1) ? 1 : rng_chance(r, 0.1) ? 0.01 : rng_uniform(r);
+  if (!strcmp(name, "penalty")) return (double)PICK(r, 10, 13, 7, 20) / 10;
+  if (!strcmp(name, "seed")) return (double)rng_range(r, 0, INT64_C(1) << 53);
+  if (!strcmp(name, "qk_norm")) return rng_chance(r, 0.5);
+  if (!strcmp(name, "half")) return rng_chance(r, 0.5);
+  if (!strcmp(name, "dtype")) return (double)rng_range(r, 0, MAV_DTYPE_COUNT - 1);
+  return p->desc->arg[i].value;
+}
+
+/* ---- the plan ----------------------------------------------------------------------------------------------------- */
+
+void plan_make(plan *p, int op, uint64_t seed, const sizes *fixed) {
+  rng state = {seed * 1000003 + (uint64_t)op}, *r = &state;
+  *p = (plan){.op = op, .desc = mav_op_get(op), .seed = seed, .bench = fixed != NULL};
+  for (int i = 0; i < 8; i++) rng_next(r);
+  relate(p, r, fixed);
+  make_cache(p, r, fixed);
+  if (has(p, MAV_ARG_ROWS)) make_rows(p, r);
+  const bool experts = p->bench ? p->letter['E' - 'A'] > 1 : rng_chance(r, 0.6), rope = p->bench || rng_chance(r, 0.6);
+  if (is_op(p, "ffn_up ffn_down")) *letter(p, 'S') = experts ? *letter(p, 'A') + 1 : 1;
+  p->comm = rng_chance(r, 0.5);
+  for (int i = 0; i < p->desc->args; i++) {
+    const mav_arg_desc *d = &p->desc->arg[i];
+    operand *v = &p->v[i];
+    v->given = !d->optional || rng_chance(r, 0.5);
+    if (!strcmp(d->name, "rope")) v->given = rope;
+    if (is_op(p, "ffn_up ffn_down") && d->optional) v->given = experts;
+    if (d->kind == MAV_ARG_NUM || d->kind == MAV_ARG_INT || d->kind == MAV_ARG_DTYPE) {
+      v->number = number(p, i, r);
+      v->given = v->given || v->number != d->value || p->bench;
+    }
+    if (!strcmp(d->name, "eps") && p->bench) v->given = false;
+    if (d->kind != MAV_ARG_IN && d->kind != MAV_ARG_INDEX && d->kind != MAV_ARG_MUT && d->kind != MAV_ARG_WEIGHT) continue;
+    if (!v->given) continue;
+    v->dtype = pick_dtype(r, d->types);
+    if (p->bench && d->types >> fixed->weight & 1) v->dtype = fixed->weight;
+    make_shape(p, i, r);
+    if (broadcasts(p)) {
+      broadcast_shape(p, i, r);
+      v->transposed = v->dims > 1 && !p->bench && rng_chance(r, 0.2);
+    }
+    if (is_op(p, "cast")) v->transposed = v->dims > 1 && !p->bench && rng_chance(r, 0.3);
+    fill(p, i, r);
+    if (d->kind == MAV_ARG_WEIGHT) {
+      if (!p->bench && rng_chance(r, 0.5))
+        for (int k = 0; k < v->dims; k++) v->pad[k] = (int)rng_range(r, 0, 5);
+      if (v->dtype == MAV_DTYPE_F8) make_scale(p, i, r);
+    }
+  }
+}
+
+void plan_free(plan *p) {
+  for (int i = 0; i < MAV_ARGS_MAX; i++) {
+    free(p->v[i].data);
+    free(p->v[i].scale);
+  }
+}
+
+/* ---- rows of a plan ----------------------------------------------------------------------------------------------- */
+
+bool plan_is_by_row(const plan *p, int i) {
+  const mav_arg_desc *d = &p->desc->arg[i];
+  if (!d->shape || d->kind == MAV_ARG_WEIGHT || d->kind == MAV_ARG_MUT) return false;
+  if (is_op(p, "gather")) return *d->shape == 'I';
+  return *d->shape == 'T' || *d->shape == '*' || *d->shape == '=' || strchr(d->shape, '|');
+}
+
+int64_t plan_row_count(const plan *p) {
+  if (is_op(p, "stack mark_seen")) return 0;
+  if (p->rows) return p->rows;
+  const operand *a = &p->v[0];
+  for (int i = 0; i < p->desc->args; i++)
+    if (p->v[i].data && plan_is_by_row(p, i)) {
+      a = &p->v[i];
+      break;
+    }
+  if (broadcasts(p)) { /* broadcasting mixes rows: only where it does not happen */
+    const operand *b = &p->v[1];
+    if (a->dims != b->dims || memcmp(a->shape, b->shape, sizeof *a->shape * (size_t)a->dims)) return 0;
+  }
+  return a->dims > (p->desc->arg[0].shape[0] == '*' && p->desc->arg[0].shape[1] ? 1 : 0) ? a->shape[0] : 0;
+}
+
+void plan_pick(plan *to, const plan *from, const int64_t *rows, int64_t count) {
+  *to = *from;
+  for (int i = 0; i < from->desc->args; i++) {
+    const operand *a = &from->v[i];
+    operand *b = &to->v[i];
+    if (a->scale) { /* both own theirs */
+      int64_t n = (a->scale_dims > 0 ? a->scale_shape[0] : 1) * (a->scale_dims > 1 ? a->scale_shape[1] : 1);
+      b->scale = malloc((size_t)n * sizeof *b->scale);
+      if (!b->scale) abort();
+      memcpy(b->scale, a->scale, (size_t)n * sizeof *b->scale);
+    }
+    if (!a->data) continue;
+    const bool pick = plan_is_by_row(from, i);
+    const int64_t total = count_of(a), each = pick ? total / a->shape[0] : total;
+    const size_t size = mav_dtype_bytes(a->dtype) * (size_t)each;
+    if (pick) b->shape[0] = count;
+    b->data = malloc(size * (size_t)(pick ? count : 1) + 1);
+    if (!b->data) abort();
+    for (int64_t k = 0; k < (pick ? count : 1); k++) memcpy((char *)b->data + size * (size_t)k, (char *)a->data + size * (size_t)(pick ? rows[k] : 0), size);
+  }
+  if (!from->rows) return;
+  to->rows = count;
+  for (int64_t k = 0; k < count; k++) {
+    to->row[k] = from->row[rows[k]];
+    for (int64_t u = 0; u < k; u++)
+      if (rows[u] == from->row[rows[k]].parent) to->row[k].parent = (int32_t)u;
+  }
+}
+
+const char *plan_text(const plan *p, char *out, size_t bytes) {
+  static const char *const acts[] = {"", " static", " dynamic"};
+  size_t n = 0;
+  out[0] = 0;
+#define ADD(...) n += n < bytes ? (size_t)snprintf(out + n, bytes - n, __VA_ARGS__) : 0
+  for (int i = 0; i < p->desc->args; i++) {
+    const operand *v = &p->v[i];
+    if (v->data) {
+      ADD("%s %s(", p->desc->arg[i].name, mav_dtype_name(v->dtype));
+      for (int d = 0; d < v->dims; d++) ADD(d ? ",%lld" : "%lld", (long long)v->shape[d]);
+      ADD(")%s%s", v->transposed ? "^T" : "", v->pad[0] || v->pad[1] ? "+" : "");
+      if (v->scale) ADD("/scale%dd%s", v->scale_dims, acts[v->act]);
+      ADD(" ");
+    } else if (v->given && p->desc->arg[i].kind >= MAV_ARG_NUM && p->desc->arg[i].kind <= MAV_ARG_DTYPE) {
+      ADD("%s=%g ", p->desc->arg[i].name, v->number);
+    }
+  }
+  if (p->rows) ADD("rows=%lld ", (long long)p->rows);
+  if (p->kv.given) {
+    ADD("kv %s H=%lld K=%d C=%d page=%d chunk=%d contexts", mav_dtype_name(p->kv.dtype), (long long)p->letter['H' - 'A'], p->kv.kv_heads,
+        p->kv.head_dim, p->kv.page, p->kv.chunk);
+    for (int s = 0; s < p->kv.sequences; s++) ADD(" %lld", (long long)p->kv.length[s]);
+  }
+#undef ADD
+  return out;
+}
