@@ -72,7 +72,7 @@ struct lmav_state {
 enum { LMAV_STATE_DEFAULT_RUNTIME = 1, LMAV_STATE_QUEUE = 2, LMAV_STATE_USERVALUES = 2 };
 
 /* lmav.c */
-LUAMOD_API int luaopen_mav(lua_State *L);
+MAV_API int luaopen_mav(lua_State *L);
 /* Pushes a list of the names of the top-level scripts: what `mav NAME` may run. */
 void lmav_push_script_names(lua_State *L);
 /* Pushes require(module)[name]. */
