@@ -418,7 +418,8 @@ static int tensor_slice(lua_State *L) {
   luaL_argcheck(L, last >= first, 4, "last comes before first");
   lmav_object *v = lmav_new(L, LMAV_TENSOR);
   mav_tensor *t = NULL;
-  return finish(L, v, mav_tensor_slice(&t, u->p, dim, first - 1, last - first + 1, step), u->rt, t);
+  mav_err err = mav_tensor_slice(&t, u->p, dim, first - 1, last - first + 1, step);
+  return finish(L, v, err, u->rt, t);
 }
 
 /*lua
@@ -434,7 +435,8 @@ static int tensor_select(lua_State *L) {
   int64_t at = check_place(L, 3, mav_tensor_size(u->p, dim), 1);
   lmav_object *v = lmav_new(L, LMAV_TENSOR);
   mav_tensor *t = NULL;
-  return finish(L, v, mav_tensor_select(&t, u->p, dim, at - 1), u->rt, t);
+  mav_err err = mav_tensor_select(&t, u->p, dim, at - 1);
+  return finish(L, v, err, u->rt, t);
 }
 
 /*lua
@@ -465,7 +467,8 @@ static int tensor_reshape(lua_State *L) {
   if (free >= 0) shape[free] = rest;
   lmav_object *v = lmav_new(L, LMAV_TENSOR);
   mav_tensor *t = NULL;
-  return finish(L, v, mav_tensor_reshape(&t, u->p, dims, shape), u->rt, t);
+  mav_err err = mav_tensor_reshape(&t, u->p, dims, shape);
+  return finish(L, v, err, u->rt, t);
 }
 
 /*lua
@@ -480,7 +483,8 @@ static int tensor_transpose(lua_State *L) {
   int a = check_dim(L, 2, u->p), b = check_dim(L, 3, u->p);
   lmav_object *v = lmav_new(L, LMAV_TENSOR);
   mav_tensor *t = NULL;
-  return finish(L, v, mav_tensor_transpose(&t, u->p, a, b), u->rt, t);
+  mav_err err = mav_tensor_transpose(&t, u->p, a, b);
+  return finish(L, v, err, u->rt, t);
 }
 
 /* ---- copies ----------------------------------------------------------------------------------------------------------- */
