@@ -41,7 +41,7 @@ local function decode(tok, args, input)
 end
 
 local function encode(tok, args, input)
-  local ids = assert(tok:encode(input, { bos = args.bos, special = not args.plain }))
+  local ids = assert(tok:encode(input, { bos = args.bos or false, special = not args.plain }))
   if args.pieces then return print_pieces(tok, ids) end
   if args.json then
     io.write(('{"ids":[%s]}\n'):format(table.concat(ids, ",")))

@@ -57,10 +57,10 @@ end
 ---@return integer[]
 function chat_template.encode(tok, messages, options)
   options = options or {}
-  if options.special then return assert(tok:encode(chat_template.render(messages, options), { special = true })) end
+  if options.special then return assert(tok:encode(chat_template.render(messages, options), { bos = false, special = true })) end
   local ids = {}
   pieces(messages, options, function(text, is_format)
-    for _, id in ipairs(assert(tok:encode(text, { special = is_format }))) do ids[#ids + 1] = id end
+    for _, id in ipairs(assert(tok:encode(text, { bos = false, special = is_format }))) do ids[#ids + 1] = id end
   end)
   return ids
 end

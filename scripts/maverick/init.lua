@@ -81,7 +81,7 @@ function Model:session(options) return require("mav.session").new(self, options)
 ---@return any err
 function Model:encode(text)
   if not self.tokenizer then return nil, self.tokenizer_error end
-  local ids, err = self.tokenizer:encode(text, { special = true })
+  local ids, err = self.tokenizer:encode(text, { bos = false, special = true })
   if not ids then return nil, err end
   if self.config.bos and ids[1] ~= self.config.bos then table.insert(ids, 1, self.config.bos) end
   return ids

@@ -15,6 +15,7 @@ local weights = {}
 local FLOATS = { f32 = true, bf16 = true, f16 = true }
 local DTYPES = { fp8 = "f8", f8 = "f8", bf16 = "bf16", f32 = "f32", f16 = "f16" }
 local SKIPPED = { "^vision_model%.", "^multi_modal_projector%.", "%.rotary_emb%.inv_freq$" }
+local WIDTH = { f32 = 4, bf16 = 2, f16 = 2, f8 = 1, i32 = 4, i64 = 8, u8 = 1 } -- bytes of an element
 local NAMED_MAX = 4 -- tensors named in one message
 
 -- ---- the plan: what goes where, and the shapes it must have --------------------------------------------------------
@@ -146,7 +147,7 @@ local function check_tensors(plan, files, dir)
       end
       part.dtype = info.dtype
     end
-    bytes = bytes + (entry.parts[1].dtype == "f32" and 4 or 2) * weights.elements(entry.shape)
+    bytes = bytes + WIDTH[entry.parts[1].dtype] * weights.elements(entry.shape)
   end
   return used, bytes
 end
@@ -196,16 +197,25 @@ local function copy(entry, files, rt, dtype)
   return out
 end
 
---- Codes and scales part by part, so that the wide copy of a stack of experts never exists.
+--- Codes and scales piece by piece (a part, an expert), so that the wide copy of a stack of experts never exists.
 local function quantize(entry, files, rt)
-  if #entry.parts == 1 then return source(files, entry.parts[1]):quantize() end
   local rows = { table.unpack(entry.shape, 1, #entry.shape - 1) }
   local out = mav.zeros { dtype = "f8", runtime = rt, table.unpack(entry.shape) }
   local scale = mav.zeros { dtype = "f32", runtime = rt, table.unpack(rows) }
+  local function piece(t, codes_place, scale_place)
+    local codes = t:contiguous():quantize()
+    codes_place:copy_from(codes)
+    scale_place:copy_from(codes.scale)
+  end
   for _, part in ipairs(entry.parts) do
-    local codes = source(files, part):quantize()
-    part.place(out):copy_from(codes)
-    part.place(scale):copy_from(codes.scale)
+    local t = source(files, part)
+    if part.place then
+      piece(t, part.place(out), part.place(scale))
+    elseif #entry.shape == 3 then
+      for e = 1, entry.shape[1] do piece(t:select(1, e), out:select(1, e), scale:select(1, e)) end
+    else
+      piece(t, out, scale)
+    end
   end
   out:set_scale(scale)
   return out
@@ -239,7 +249,7 @@ local function load(dir, c, options)
     local dtype = storage_dtype(entry, asked)
     local t = (asked == "f8" and entry.linear) and quantize(entry, files, rt) or copy(entry, files, rt, dtype)
     entry.target[entry.key] = t
-    done = done + (entry.parts[1].dtype == "f32" and 4 or 2) * weights.elements(entry.shape)
+    done = done + WIDTH[entry.parts[1].dtype] * weights.elements(entry.shape)
     if options.progress then options.progress(done, bytes, entry.parts[1].name) end
   end
   W.head = W.head or W.embed
@@ -259,17 +269,19 @@ end
 ---@return table|nil err
 function weights.load(dir, c, options) return fault.catch(load, dir, c, options) end
 
+local function size(t) return t and t:count() * WIDTH[t.dtype] or 0 end
+
 local EXPERTS = { expert_gate = true, expert_up = true, expert_down = true }
 
 --- Bytes of weights that a step of n rows reads: everything once, of the experts those expected with random routing.
 function weights.step_bytes(W, c, rows)
   local distinct = c.experts * (1 - (1 - c.top_k / c.experts) ^ rows)
-  local bytes = W.norm:bytes() + W.head:bytes() + rows * W.embed:bytes() / c.vocab
+  local bytes = size(W.norm) + size(W.head) + rows * size(W.embed) / c.vocab
   for _, L in ipairs(W.layers) do
     for key, t in pairs(L) do
       if type(t) == "userdata" and key ~= "rope" then
-        local size = t:bytes() + (t.scale and t.scale:bytes() or 0)
-        bytes = bytes + (EXPERTS[key] and size * distinct / c.experts or size)
+        local all = size(t) + size(t.scale)
+        bytes = bytes + (EXPERTS[key] and all * distinct / c.experts or all)
       end
     end
   end

@@ -84,7 +84,7 @@ function Session:append(prompt)
     if self.length == 0 then
       ids = assert(self.model:encode(prompt))
     else
-      ids = assert(assert(self.model.tokenizer, self.model.tokenizer_error):encode(prompt, { special = true }))
+      ids = assert(assert(self.model.tokenizer, self.model.tokenizer_error):encode(prompt, { bos = false, special = true }))
     end
   end
   local vocab = self.model.config.vocab

@@ -34,6 +34,7 @@ for _, device in ipairs { "cpu", "ref" } do
       for i, params in ipairs(cases) do
         local options = { temperature = params.temperature or 1 }
         for key, value in pairs(params) do options[key] = math.tointeger(value) or value end
+        if options.top_p then options.top_p = math.min(options.top_p, 1) end -- a few cases go beyond, where nothing is filtered
         local chain = new_chain(options)
         local logits, rows, state = prepare(i - 1)
         local expected = file:get((i - 1) .. ".probs"):totable()
