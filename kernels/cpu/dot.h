@@ -67,11 +67,13 @@ typedef struct packed {
 /* y[t * ldy + n - n0] for n in [n0, n1) and t in [0, T) of expert e (0 for a plain matrix). */
 void MAVK_CPU(dot)(const mavk_weight *w, int64_t e, int64_t n0, int64_t n1, const packed *x, int64_t T, float *y, int64_t ldy);
 
-/* Weight rows that make a fair piece of work: about 48 KiB, a multiple of 8, not so many that threads go without. */
-static inline int64_t dot_piece(const mavk_weight *w, int64_t N, int64_t K, int threads) {
-  int64_t rows = (48 << 10) / (K * dot_element(w->a.dtype) + 1);
+/* Weight rows that make a fair piece of work, a multiple of 8: small enough that no thread goes without, large enough that
+ * the tokens' tiles, which pass once per piece when there are many, cost little beside the rows, which stay in the
+ * second-level cache. */
+static inline int64_t dot_piece(const mavk_weight *w, int64_t N, int64_t K, int64_t T, int threads) {
+  int64_t rows = ((T > 16 ? 256 : 48) << 10) / (K * dot_element(w->a.dtype) + 1);
   rows = mavk_min(rows, mavk_ceil_div(N, 4 * threads));
-  return mavk_max(8, mavk_min(64, mavk_round_up(rows, 8)));
+  return mavk_max(8, mavk_min(128, mavk_round_up(rows, 8)));
 }
 
 #endif

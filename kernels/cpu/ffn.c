@@ -46,7 +46,7 @@ void MAVK_CPU(ffn_up)(const mavk_args_ffn_up *a, mavk_thread *t) {
     in.score = score;
     xs = MAVK_CPU(pack)(t, &s, &in, &a->expert_gate);
   }
-  const int64_t step = dot_piece(&a->gate, F, 2 * D, t->team->count), pieces = mavk_ceil_div(F, step);
+  const int64_t step = dot_piece(&a->gate, F, 2 * D, T, t->team->count), pieces = mavk_ceil_div(F, step);
   float *tmp = scratch_floats(&s, 2 * mavk_max(T, T * A) * step), *tmp2 = tmp + mavk_max(T, T * A) * step;
   for (int64_t i; (i = mavk_claim(t)) < pieces * (1 + g.groups);) {
     const int64_t group = i / pieces - 1, f = i % pieces * step, end = mavk_min(f + step, F);
@@ -73,7 +73,7 @@ void MAVK_CPU(ffn_down)(const mavk_args_ffn_down *a, mavk_thread *t) {
     for (int64_t i = 0; i < T * A; i++) slot[i] = (int32_t)(g.pair[i] / A * S + 1 + g.pair[i] % A);
     xs = MAVK_CPU(pack)(t, &s, &(pack_rows){.x = a->h.p, .ld = F, .rows = T * A, .K = F, .source = slot}, &a->expert_down);
   }
-  const int64_t step = dot_piece(&a->down, D, F * (1 + g.groups), t->team->count);
+  const int64_t step = dot_piece(&a->down, D, F * (1 + g.groups), T, t->team->count);
   float *sum = scratch_floats(&s, T * step), *part = scratch_floats(&s, T * A * step), *mine = scratch_floats(&s, T * A * step);
   for (int64_t d; (d = mavk_claim(t) * step) < D;) {
     const int64_t end = mavk_min(d + step, D), n = end - d;
@@ -105,7 +105,7 @@ void MAVK_CPU(expert_matmul)(const mavk_args_expert_matmul *a, mavk_thread *t) {
     if (score) score[i] = ((const float *)a->score.p)[g.pair[i]];
   }
   const packed xs = MAVK_CPU(pack)(t, &s, &(pack_rows){.x = a->x.p, .ld = D, .rows = T * A, .K = D, .source = source, .score = score}, &a->w);
-  const int64_t step = dot_piece(&a->w, N, D, t->team->count), pieces = mavk_ceil_div(N, step);
+  const int64_t step = dot_piece(&a->w, N, D, T, t->team->count), pieces = mavk_ceil_div(N, step);
   float *y = scratch_floats(&s, T * A * step);
   for (int64_t i; (i = mavk_claim(t)) < pieces * g.groups;) {
     const int64_t group = i / pieces, n = i % pieces * step, end = mavk_min(n + step, N);

@@ -7,7 +7,7 @@
 static void project(const pack_rows *in, const mavk_weight *w, const float *residual, float *y, int64_t ldy, mavk_thread *t) {
   scratch s = scratch_begin(t);
   const packed x = MAVK_CPU(pack)(t, &s, in, w);
-  const int64_t N = w->a.n[0], step = dot_piece(w, N, in->K, t->team->count);
+  const int64_t N = w->a.n[0], step = dot_piece(w, N, in->K, in->rows, t->team->count);
   for (int64_t n; (n = mavk_claim(t) * step) < N;) {
     const int64_t end = mavk_min(n + step, N);
     MAVK_CPU(dot)(w, 0, n, end, &x, in->rows, y + n, ldy);

@@ -45,7 +45,7 @@ void MAVK_CPU(norm_qkv)(const mavk_args_norm_qkv *a, mavk_thread *t) {
                     .q = a->q.p, .H = a->q.n[1], .C = C, .K = a->kv.kv_heads};
   scratch s = scratch_begin(t);
   const packed x = MAVK_CPU(pack)(t, &s, &(pack_rows){.x = a->x.p, .ld = D, .rows = T, .K = D, .norm = &a->norm, .eps = a->eps}, &a->w);
-  const int64_t step = dot_piece(&a->w, N, D, t->team->count);
+  const int64_t step = dot_piece(&a->w, N, D, T, t->team->count);
   float *y = scratch_floats(&s, T * step);
   for (int64_t n; (n = mavk_claim(t) * step) < N;) {
     const int64_t end = mavk_min(n + step, N);
