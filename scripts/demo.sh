@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Installs, builds, and lets the embedded model write Lua: text streams to the terminal, then tokens/s/user and the share of
+# the machine's memory bandwidth.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+./scripts/install.sh
+cmake --preset release >/dev/null
+cmake --build --preset release -- --quiet
+
+prompt='-- returns the sum of the squares of the even numbers in the list
+local function sum_even_squares(list)
+'
+echo "\$ build/release/mav generate --model models/tiny-maverick --prompt '...' --max-tokens 96" >&2
+printf '%s' "$prompt"
+build/release/mav generate --model models/tiny-maverick --prompt "$prompt" --max-tokens 96
+echo "\$ build/release/mav bench --model models/tiny-maverick --dtype fp8" >&2
+build/release/mav bench --model models/tiny-maverick --dtype fp8
