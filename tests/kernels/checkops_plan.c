@@ -296,6 +296,12 @@ static double number(const plan *p, int i, rng *r) {
   return p->desc->arg[i].value;
 }
 
+/* Gate and up share their rounded activations: one dtype, one rounding. */
+static bool meets_the_same(const plan *p, int i) {
+  const char *name = p->desc->arg[i].name;
+  return is_op(p, "ffn_up") && (!strcmp(name, "up") || !strcmp(name, "expert_up"));
+}
+
 /* ---- the plan ----------------------------------------------------------------------------------------------------- */
 
 void plan_make(plan *p, int op, uint64_t seed, const sizes *fixed) {
@@ -323,6 +329,7 @@ void plan_make(plan *p, int op, uint64_t seed, const sizes *fixed) {
     if (!v->given) continue;
     v->dtype = pick_dtype(r, d->types);
     if (p->bench && d->types >> fixed->weight & 1) v->dtype = fixed->weight;
+    if (meets_the_same(p, i)) v->dtype = p->v[i - 1].dtype;
     make_shape(p, i, r);
     if (broadcasts(p)) {
       broadcast_shape(p, i, r);
@@ -334,6 +341,7 @@ void plan_make(plan *p, int op, uint64_t seed, const sizes *fixed) {
       if (!p->bench && rng_chance(r, 0.5))
         for (int k = 0; k < v->dims; k++) v->pad[k] = (int)rng_range(r, 0, 5);
       if (v->dtype == MAV_DTYPE_F8) make_scale(p, i, r);
+      if (meets_the_same(p, i)) v->act = p->v[i - 1].act, v->in_scale = p->v[i - 1].in_scale;
     }
   }
 }
