@@ -69,13 +69,15 @@ int lmav_raise(lua_State *L, const mav_diag *diag) {
   return lua_error(L);
 }
 
+int lmav_fail(lua_State *L, const mav_diag *diag) {
+  luaL_pushfail(L);
+  lmav_push_error(L, diag);
+  return 2;
+}
+
 int lmav_result(lua_State *L, mav_err err, const mav_diag *diag, int n) {
   if (!err) return n;
-  if (!is_world(err)) return lmav_raise(L, diag);
-  const mav_diag d = *diag;
-  luaL_pushfail(L);
-  lmav_push_error(L, &d);
-  return 2;
+  return is_world(err) ? lmav_fail(L, diag) : lmav_raise(L, diag);
 }
 
 mav_diag lmav_diag(mav_err code, const char *op, const char *format, ...) {

@@ -99,6 +99,7 @@ int lmav_check_shape(lua_State *L, int arg, int64_t shape[MAV_DIMS_MAX]);
 
 /* lerr.c: a binding ends in exactly one of these. */
 int lmav_raise(lua_State *L, const mav_diag *diag);
+int lmav_fail(lua_State *L, const mav_diag *diag); /* nil, err */
 /* err 0: the n values on top. A condition of the world: nil, err. A programmer's mistake: raises. */
 int lmav_result(lua_State *L, mav_err err, const mav_diag *diag, int n);
 void lmav_push_error(lua_State *L, const mav_diag *diag);

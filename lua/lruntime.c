@@ -52,6 +52,7 @@ static int default_runtime(lua_State *L) {
     lmav_push_state(L);
     lua_pushvalue(L, 1);
     lua_setiuservalue(L, -2, LMAV_STATE_DEFAULT_RUNTIME);
+    lua_settop(L, 1);
     return 1;
   }
   lmav_push_state(L);

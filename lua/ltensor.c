@@ -418,7 +418,7 @@ static int tensor_slice(lua_State *L) {
   luaL_argcheck(L, last >= first, 4, "last comes before first");
   lmav_object *v = lmav_new(L, LMAV_TENSOR);
   mav_tensor *t = NULL;
-  mav_err err = mav_tensor_slice(&t, u->p, dim, first - 1, last - first + 1, step);
+  mav_err err = mav_tensor_slice(&t, u->p, dim, first - 1, (last - first) / step + 1, step);
   return finish(L, v, err, u->rt, t);
 }
 

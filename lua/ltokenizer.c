@@ -60,7 +60,7 @@ static int tokenizer_encode(lua_State *L) {
   mav_diag diag;
   mav_err err;
   LMAV_TRY_TWICE(L, err, mav_tokenizer_encode(t, text, bytes, flags, &ids, &count, &diag));
-  if (err) return lmav_result(L, err, &diag, 1);
+  if (err) return lmav_fail(L, &diag); /* text is the world's */
   box->p = ids;
   lua_createtable(L, count < INT32_MAX ? (int)count : 0, 0);
   for (size_t i = 0; i < count; i++) {
