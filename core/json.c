@@ -65,11 +65,11 @@ bool mav__json_int(const cJSON *item, int64_t min, int64_t max, int64_t *out) {
 }
 
 const char *mav__json_kind(const cJSON *item) {
-  return !item                    ? "nothing"
-         : cJSON_IsObject(item)   ? "an object"
-         : cJSON_IsArray(item)    ? "an array"
-         : cJSON_IsString(item)   ? "a string"
-         : cJSON_IsNumber(item)   ? "a number"
-         : cJSON_IsBool(item)     ? "a boolean"
-                                  : "null";
+  return !item                  ? "nothing"
+         : cJSON_IsObject(item) ? "an object"
+         : cJSON_IsArray(item)  ? "an array"
+         : cJSON_IsString(item) ? "a string"
+         : cJSON_IsNumber(item) ? "a number"
+         : cJSON_IsBool(item)   ? "a boolean"
+                                : "null";
 }

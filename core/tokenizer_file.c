@@ -191,7 +191,8 @@ static mav_err read_added(reader *r, const cJSON *added) {
     size_t length = strlen(content), n = 0;
     static const char *const refused[] = {"single_word", "lstrip", "rstrip"};
     for (int i = 0; i < 3; i++)
-      if (is_true(item, refused[i], false)) return REFUSE(r, "added token \"%.60s\" with %s is not supported", r->name, content, refused[i]);
+      if (is_true(item, refused[i], false))
+        return REFUSE(r, "added token \"%.60s\" with %s is not supported", r->name, content, refused[i]);
     /* A vocabulary entry may be marked as added; then both must agree on the id. */
     int32_t word = mav__bytelevel_decode(r->scratch, &n, content, length) ? mav__table_find(&t->bpe.words, t->piece, r->scratch, n) : -1;
     if (word >= 0 && word != id) return BAD(r, "added token \"%.60s\" has id %d, but %d in model.vocab", r->name, content, id, word);
@@ -257,7 +258,8 @@ static mav_err read_template_token(reader *r, const cJSON *processor, const cJSO
   const cJSON *entry = cJSON_IsString(id) ? mav__json_get(mav__json_get(processor, "special_tokens"), id->valuestring) : NULL;
   const cJSON *ids = mav__json_get(entry, "ids");
   if (!cJSON_IsArray(ids))
-    return BAD(r, "the post_processor uses \"%.60s\", which its special_tokens lack", r->name, cJSON_IsString(id) ? id->valuestring : "(no id)");
+    return BAD(r, "the post_processor uses \"%.60s\", which its special_tokens lack", r->name,
+               cJSON_IsString(id) ? id->valuestring : "(no id)");
   for (const cJSON *item = ids->child; item; item = item->next) {
     int64_t n;
     if (!mav__json_int(item, 0, r->t->size - 1, &n) || !r->t->piece[n].p)

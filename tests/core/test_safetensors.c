@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <cmocka.h>
+#include <cmocka.h> /* after the four it needs */
 
 #include "mav.h"
 #include "mem.h"
@@ -152,8 +152,8 @@ static void test_good_file(void **state) {
 /* What a vision tower brings does not spoil the file. */
 static void test_unreadable_entries(void **state) {
   (void)state;
-  const char *header = "{" T("five", "BF16", "[1,2,1,3,2]", 0, 24) "," T("f64", "F64", "[1]", 24, 32) "," T("odd", "Q7_X", "[2]", 32, 35) "," T(
-      "w", "U8", "[1]", 35, 36) "," T("f4", "F4", "[2,2]", 36, 38) "}";
+  const char *header = "{" T("five", "BF16", "[1,2,1,3,2]", 0, 24) "," T("f64", "F64", "[1]", 24, 32) "," T(
+      "odd", "Q7_X", "[2]", 32, 35) "," T("w", "U8", "[1]", 35, 36) "," T("f4", "F4", "[2,2]", 36, 38) "}";
   mav_safetensors *s;
   mav_diag diag = {0};
   if (mav_safetensors_open(&s, write_file("vision", header, -1, 38), &diag)) fail_msg("%s", diag.text);
@@ -199,9 +199,12 @@ static void test_write(void **state) {
   (void)state;
   mav_runtime *rt = open_runtime();
   static const char *const names[] = {"z", "a\"\\\n", "model.h\xc3\xa9", "i", "u8", "f8", "scalar"};
-  mav_tensor *t[7] = {make(rt, MAV_DTYPE_BF16, 2, (int64_t[]){3, 2}), make(rt, MAV_DTYPE_F32, 1, (int64_t[]){3}),
-                      make(rt, MAV_DTYPE_F16, 1, (int64_t[]){1}),     make(rt, MAV_DTYPE_I64, 1, (int64_t[]){2}),
-                      make(rt, MAV_DTYPE_U8, 1, (int64_t[]){3}),      make(rt, MAV_DTYPE_F8, 3, (int64_t[]){1, 2, 2}),
+  mav_tensor *t[7] = {make(rt, MAV_DTYPE_BF16, 2, (int64_t[]){3, 2}),
+                      make(rt, MAV_DTYPE_F32, 1, (int64_t[]){3}),
+                      make(rt, MAV_DTYPE_F16, 1, (int64_t[]){1}),
+                      make(rt, MAV_DTYPE_I64, 1, (int64_t[]){2}),
+                      make(rt, MAV_DTYPE_U8, 1, (int64_t[]){3}),
+                      make(rt, MAV_DTYPE_F8, 3, (int64_t[]){1, 2, 2}),
                       make(rt, MAV_DTYPE_I32, 0, NULL)};
   mav_diag diag = {0};
   mav_safetensors *s;
@@ -243,7 +246,8 @@ static void test_write(void **state) {
 
   static const struct {
     const char *first, *second, *reason;
-  } bad[] = {{"a", "a", "\"a\" is there twice"}, {"a", "", "without a name"}, {"__metadata__", "b", "reserved"}, {"a", "\xff", "not UTF-8"}};
+  } bad[] = {
+      {"a", "a", "\"a\" is there twice"}, {"a", "", "without a name"}, {"__metadata__", "b", "reserved"}, {"a", "\xff", "not UTF-8"}};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     const char *pair[2] = {bad[i].first, bad[i].second};
     assert_int_equal(mav_safetensors_write(scratch_path("three"), 2, pair, t, &diag), MAV_ERR_INVALID);

@@ -1,10 +1,11 @@
 /* tests/core/test_tokenizer.c - ids, text and streams against Hugging Face's own results; broken files; failing memory. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include <cmocka.h>
+#include <cmocka.h> /* after the four it needs */
 
 #include "file.h"
 #include "json.h"
@@ -69,8 +70,10 @@ static void check_decode(mav_tokenizer *t, const int32_t *ids, size_t count, boo
   size_t n, at = 0;
   assert_int_equal(mav_detokenizer_new(&d, t, skip_special, NULL), MAV_OK);
   for (size_t i = 0; i <= count; i++) {
-    if (i < count) assert_int_equal(mav_detokenizer_push(d, ids[i], &piece, &n, NULL), MAV_OK);
-    else assert_int_equal(mav_detokenizer_finish(d, &piece, &n, NULL), MAV_OK);
+    if (i < count)
+      assert_int_equal(mav_detokenizer_push(d, ids[i], &piece, &n, NULL), MAV_OK);
+    else
+      assert_int_equal(mav_detokenizer_finish(d, &piece, &n, NULL), MAV_OK);
     assert_int_equal(mav__utf8_check(piece, n), n); /* whole characters only */
     assert_true(at + n <= bytes);
     assert_memory_equal(piece, text + at, n);
@@ -93,7 +96,8 @@ static void check_oracle(const char *name) {
     size_t n = restore(text), decoded_n = restore(decoded), skipped_n = restore(skipped), want_count, count;
     int32_t *want = read_ids(mav__json_get(c, "ids"), &want_count), *ids;
     assert_int_equal(mav_tokenizer_encode(t, text, n, MAV_ENCODE_SPECIAL, &ids, &count, NULL), MAV_OK);
-    if (count != want_count || memcmp(ids, want, count * sizeof *ids) != 0) fail_msg("%s: ids of case %d, \"%s\", differ: %zu and %zu, first %d", name, cases, text, count, want_count, count ? ids[0] : -1);
+    if (count != want_count || memcmp(ids, want, count * sizeof *ids) != 0)
+      fail_msg("%s: ids of case %d, \"%s\", differ: %zu and %zu, first %d", name, cases, text, count, want_count, count ? ids[0] : -1);
     mav_free(ids);
     assert_int_equal(mav_tokenizer_encode(t, text, n, MAV_ENCODE_SPECIAL | MAV_ENCODE_BOS, &ids, &count, NULL), MAV_OK);
     assert_int_equal(count, want_count + 1);
@@ -138,7 +142,7 @@ static void test_oracle(void **state) {
 #define PRE "\"pre_tokenizer\":" BYTELEVEL
 #define VOCAB "\"vocab\":{\"a\":0,\"b\":1,\"ab\":2}"
 #define MODEL "\"model\":{\"type\":\"BPE\"," VOCAB ",\"merges\":[\"a b\"]}"
-#define SPLIT(regex) \
+#define SPLIT(regex)                                                                                                \
   "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" regex \
   "\"},\"behavior\":\"Isolated\",\"invert\":false}," BYTELEVEL "]}"
 #define ADDED(x) "{" PRE "," MODEL ",\"added_tokens\":[" x "]}"
@@ -190,8 +194,10 @@ static const struct bad_file {
     {"{" MODEL ",\"pre_tokenizer\":{\"type\":\"Sequence\"}}", MAV_ERR_FORMAT, "pretokenizers"},
     {"{" MODEL ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[]}}", MAV_ERR_UNSUPPORTED, "no ByteLevel"},
     {"{" MODEL ",\"pre_tokenizer\":{\"type\":\"ByteLevel\"}}", MAV_ERR_UNSUPPORTED, "add_prefix_space"},
-    {"{" MODEL ",\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":\"Isolated\",\"pattern\":{\"String\":\"a\"}}}", MAV_ERR_UNSUPPORTED, "Regex"},
-    {"{" MODEL ",\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":\"Removed\",\"pattern\":{\"Regex\":\"a\"}}}", MAV_ERR_UNSUPPORTED, "Removed"},
+    {"{" MODEL ",\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":\"Isolated\",\"pattern\":{\"String\":\"a\"}}}", MAV_ERR_UNSUPPORTED,
+     "Regex"},
+    {"{" MODEL ",\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":\"Removed\",\"pattern\":{\"Regex\":\"a\"}}}", MAV_ERR_UNSUPPORTED,
+     "Removed"},
     {"{" MODEL "," SPLIT("(a") "}", MAV_ERR_FORMAT, "does not compile"},
     {"{" MODEL "," SPLIT("\\\\p{Nonsense}") "}", MAV_ERR_FORMAT, "does not compile"},
     {"{" MODEL "," SPLIT("a\\\\w") "}", MAV_ERR_UNSUPPORTED, "\"\\w\" at character 1"},
@@ -291,20 +297,22 @@ static void check_ids(mav_tokenizer *t, const char *text, int flags, size_t want
 
 static void test_added_tokens(void **state) {
   (void)state;
-  mav_tokenizer *t = open_text("{" PRE ",\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"<\":3,\">\":4},\"merges\":[[\"a\",\"b\"]]},"
-                               "\"added_tokens\":[{\"id\":5,\"content\":\"<a>\",\"special\":true},{\"id\":6,\"content\":\"<a><a>\",\"special\":true},"
-                               "{\"id\":7,\"content\":\"bb\",\"normalized\":false},{\"id\":8,\"content\":\"a>\",\"normalized\":false},"
-                               "{\"id\":20,\"content\":\"aa\",\"normalized\":true}]}");
+  mav_tokenizer *t =
+      open_text("{" PRE
+                ",\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"<\":3,\">\":4},\"merges\":[[\"a\",\"b\"]]},"
+                "\"added_tokens\":[{\"id\":5,\"content\":\"<a>\",\"special\":true},{\"id\":6,\"content\":\"<a><a>\",\"special\":true},"
+                "{\"id\":7,\"content\":\"bb\",\"normalized\":false},{\"id\":8,\"content\":\"a>\",\"normalized\":false},"
+                "{\"id\":20,\"content\":\"aa\",\"normalized\":true}]}");
   assert_int_equal(mav_tokenizer_size(t), 21);
   CHECK_IDS(t, "<a>", MAV_ENCODE_SPECIAL, 5);
   CHECK_IDS(t, "<a", MAV_ENCODE_SPECIAL, 3, 0);
   CHECK_IDS(t, "b<a><a>a", MAV_ENCODE_SPECIAL, 1, 6, 0);
   CHECK_IDS(t, "<a><a><a>", MAV_ENCODE_SPECIAL, 6, 5);
   CHECK_IDS(t, "<a><ab", MAV_ENCODE_SPECIAL, 5, 3, 2);
-  CHECK_IDS(t, "abb", 0, 0, 7);      /* leftmost match, no merge across it */
-  CHECK_IDS(t, "<a>", 0, 3, 0, 4);   /* passed over as a whole: "a>" does not match in it */
+  CHECK_IDS(t, "abb", 0, 0, 7);    /* leftmost match, no merge across it */
+  CHECK_IDS(t, "<a>", 0, 3, 0, 4); /* passed over as a whole: "a>" does not match in it */
   CHECK_IDS(t, "<<a>a>", 0, 3, 3, 0, 4, 8);
-  CHECK_IDS(t, "aaa>", 0, 20, 8);    /* normalized tokens see what the others left */
+  CHECK_IDS(t, "aaa>", 0, 20, 8); /* normalized tokens see what the others left */
   CHECK_IDS(t, "aabb", 0, 20, 7);
   assert_int_equal(mav_tokenizer_find(t, "<a>"), 5);
   assert_int_equal(mav_tokenizer_find(t, "ab"), 2);
@@ -347,9 +355,11 @@ static void test_merges(void **state) {
 
 static void test_template(void **state) {
   (void)state;
-  mav_tokenizer *t = open_text(
-      "{" PRE "," MODEL ",\"added_tokens\":[{\"id\":3,\"content\":\"<s>\",\"special\":true}],\"post_processor\":{\"type\":\"TemplateProcessing\","
-      "\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"<s>\":{\"id\":\"<s>\",\"ids\":[3,1]}}}}");
+  mav_tokenizer *t =
+      open_text("{" PRE "," MODEL
+                ",\"added_tokens\":[{\"id\":3,\"content\":\"<s>\",\"special\":true}],\"post_processor\":{\"type\":\"TemplateProcessing\","
+                "\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"<s>\":{\"id\":\"<s>"
+                "\",\"ids\":[3,1]}}}}");
   CHECK_IDS(t, "ab", MAV_ENCODE_BOS, 3, 1, 2);
   CHECK_IDS(t, "", MAV_ENCODE_BOS, 3, 1);
   mav_tokenizer_release(t);
@@ -358,7 +368,9 @@ static void test_template(void **state) {
 /* Split patterns: gaps and empty matches are borders; several patterns apply in turn; \s is White_Space and no more. */
 static void test_split(void **state) {
   (void)state;
-#define SPLIT_MODEL "\"model\":{\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"ba\":3,\"\xc4\xa0\":4,\"\xc3\xa1\":5,\"\xc5\x82\":6,\"\xc4\xb0\":7,\"\xc3\x82\":8,\"\xc4\xa7\":9}," \
+#define SPLIT_MODEL                                                                                                                     \
+  "\"model\":{\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"ba\":3,\"\xc4\xa0\":4,\"\xc3\xa1\":5,\"\xc5\x82\":6,\"\xc4\xb0\":7,\"\xc3\x82\":8," \
+  "\"\xc4\xa7\":9},"                                                                                                                    \
   "\"merges\":[\"a b\",\"b a\"]}"
   mav_tokenizer *t = open_text("{" SPLIT_MODEL "," SPLIT("ba") "}");
   CHECK_IDS(t, "aba", 0, 0, 3);
@@ -370,7 +382,8 @@ static void test_split(void **state) {
   t = open_text("{" SPLIT_MODEL "," SPLIT("x*") "}");
   CHECK_IDS(t, "ab", 0, 0, 1);
   mav_tokenizer_release(t);
-  t = open_text("{" SPLIT_MODEL ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
+  t = open_text("{" SPLIT_MODEL
+                ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
                 "{\"type\":\"Split\",\"pattern\":{\"Regex\":\" \"},\"behavior\":\"Isolated\"},"
                 "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"^b\"},\"behavior\":\"Isolated\"}," BYTELEVEL "]}}");
   CHECK_IDS(t, "ab bab", 0, 2, 4, 1, 2);
@@ -381,8 +394,16 @@ static void test_split(void **state) {
   assert_int_equal(mav_tokenizer_find(t, "\xe1"), 5);
   mav__pretokenizer *p = &t->pretokenizer;
   pcre2_match_data *m = pcre2_match_data_create(1, NULL);
-  assert_int_equal(pcre2_match(p->split[0], (PCRE2_SPTR) "a\xe1\xa0\x8e" "b", 5, 0, 0, m, NULL), PCRE2_ERROR_NOMATCH);
-  assert_int_equal(pcre2_match(p->split[0], (PCRE2_SPTR) "a\xc2\x85" "b", 4, 0, 0, m, NULL), 1);
+  assert_int_equal(pcre2_match(p->split[0],
+                               (PCRE2_SPTR) "a\xe1\xa0\x8e"
+                                            "b",
+                               5, 0, 0, m, NULL),
+                   PCRE2_ERROR_NOMATCH);
+  assert_int_equal(pcre2_match(p->split[0],
+                               (PCRE2_SPTR) "a\xc2\x85"
+                                            "b",
+                               4, 0, 0, m, NULL),
+                   1);
   pcre2_match_data_free(m);
   mav_tokenizer_release(t);
 }
@@ -407,9 +428,17 @@ static void test_invalid_utf8(void **state) {
   static const struct {
     const char *text;
     size_t bytes, offset;
-  } cases[] = {{"\x80", 1, 0},         {"ab\xff", 3, 2},           {"abcdefgh\xe2\x82", 10, 8}, {"\xc0\x80", 2, 0},
-               {"a\xed\xa0\x80", 4, 1}, {"\xf4\x90\x80\x80", 4, 0}, {"\xf5\x80\x80\x80", 4, 0},  {"\xc3\xa9\xc3", 3, 2},
-               {"\xe0\x9f\x80", 3, 0},  {"\xf0\x8f\x80\x80", 4, 0}, {"\0\xe2(", 3, 1}};
+  } cases[] = {{"\x80", 1, 0},
+               {"ab\xff", 3, 2},
+               {"abcdefgh\xe2\x82", 10, 8},
+               {"\xc0\x80", 2, 0},
+               {"a\xed\xa0\x80", 4, 1},
+               {"\xf4\x90\x80\x80", 4, 0},
+               {"\xf5\x80\x80\x80", 4, 0},
+               {"\xc3\xa9\xc3", 3, 2},
+               {"\xe0\x9f\x80", 3, 0},
+               {"\xf0\x8f\x80\x80", 4, 0},
+               {"\0\xe2(", 3, 1}};
   mav_tokenizer *t = open_oracle("mini");
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     int32_t *ids;
@@ -434,7 +463,9 @@ static void test_lossy(void **state) {
   } cases[] = {{"", "", 0},
                {"abc\xc3\xa9", "abc\xc3\xa9", 0},
                {"\xe2\x82", R, 2},
-               {"\xe2\x82" "A", R "A", 0},
+               {"\xe2\x82"
+                "A",
+                R "A", 0},
                {"\xff\xfe", R R, 0},
                {"\xc3(", R "(", 0},
                {"\xf0\x9f\x98", R, 3},
@@ -555,6 +586,39 @@ static void test_detokenizer(void **state) {
   mav_detokenizer_free(NULL);
 }
 
+/* ---- threads ---- */
+
+static void *encode_often(void *ctx) {
+  static const char text[] = "Several threads' text: <|eot|> \xe6\xbc\xa2\xe5\xad\x97, 12345 ...\n\n";
+  mav_tokenizer *t = mav_tokenizer_retain(ctx);
+  for (int i = 0; i < 200; i++) {
+    int32_t *ids;
+    size_t count, bytes;
+    char *back;
+    if (mav_tokenizer_encode(t, text, sizeof text - 1, MAV_ENCODE_SPECIAL, &ids, &count, NULL)) return NULL;
+    mav_err err = mav_tokenizer_decode(t, ids, count, false, &back, &bytes, NULL);
+    bool equal = !err && bytes == sizeof text - 1 && !memcmp(back, text, bytes);
+    mav_free(back);
+    mav_free(ids);
+    if (!equal) return NULL;
+  }
+  mav_tokenizer_release(t);
+  return ctx;
+}
+
+static void test_threads(void **state) {
+  (void)state;
+  mav_tokenizer *t = open_oracle("maverick");
+  pthread_t thread[4];
+  void *result;
+  for (int i = 0; i < 4; i++) assert_int_equal(pthread_create(&thread[i], NULL, encode_often, t), 0);
+  for (int i = 0; i < 4; i++) {
+    assert_int_equal(pthread_join(thread[i], &result), 0);
+    assert_ptr_equal(result, t);
+  }
+  mav_tokenizer_release(t);
+}
+
 /* ---- failing memory ---- */
 
 static mav_err whole_life(const char *path) {
@@ -606,8 +670,10 @@ static char *large_vocabulary(size_t entries, size_t *bytes) {
     char one[4] = {0};
     for (uint32_t c = 0; c < 324; c++)
       if (mav__bytelevel_byte(c) == (int)i) {
-        if (c < 128) one[0] = (char)c;
-        else one[0] = (char)(0xC0 | c >> 6), one[1] = (char)(0x80 | (c & 63));
+        if (c < 128)
+          one[0] = (char)c;
+        else
+          one[0] = (char)(0xC0 | c >> 6), one[1] = (char)(0x80 | (c & 63));
       }
     name[i] = strdup(one);
   }
@@ -618,7 +684,8 @@ static char *large_vocabulary(size_t entries, size_t *bytes) {
     name[i] = malloc(strlen(name[left[i]]) + 4);
     sprintf(name[i], "%s%s", name[left[i]], name[right[i]]);
   }
-  p += sprintf(p, "{\"normalizer\":null," SPLIT("\\\\p{L}+|\\\\s+|[^\\\\s\\\\p{L}]+") ",\"model\":{\"type\":\"BPE\",\"ignore_merges\":true,\"vocab\":{");
+  p += sprintf(p, "{\"normalizer\":null," SPLIT(
+                      "\\\\p{L}+|\\\\s+|[^\\\\s\\\\p{L}]+") ",\"model\":{\"type\":\"BPE\",\"ignore_merges\":true,\"vocab\":{");
   for (size_t i = 0; i < entries; i++) {
     const char *quote = name[i][0] == '"' || name[i][0] == '\\' ? "\\" : "";
     p += sprintf(p, "%s\"%s%s\":%zu", i ? "," : "", quote, name[i], i);
@@ -653,11 +720,22 @@ static void test_large_vocabulary(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_oracle),        cmocka_unit_test(test_bad_files),      cmocka_unit_test(test_missing_file),
-      cmocka_unit_test(test_truncated),     cmocka_unit_test(test_added_tokens),   cmocka_unit_test(test_merges),
-      cmocka_unit_test(test_template),      cmocka_unit_test(test_split),          cmocka_unit_test(test_match_limit),
-      cmocka_unit_test(test_invalid_utf8),  cmocka_unit_test(test_lossy),          cmocka_unit_test(test_heap_equals_scan),
-      cmocka_unit_test(test_long_runs),     cmocka_unit_test(test_detokenizer),    cmocka_unit_test(test_failing_memory),
+      cmocka_unit_test(test_oracle),
+      cmocka_unit_test(test_bad_files),
+      cmocka_unit_test(test_missing_file),
+      cmocka_unit_test(test_truncated),
+      cmocka_unit_test(test_added_tokens),
+      cmocka_unit_test(test_merges),
+      cmocka_unit_test(test_template),
+      cmocka_unit_test(test_split),
+      cmocka_unit_test(test_match_limit),
+      cmocka_unit_test(test_invalid_utf8),
+      cmocka_unit_test(test_lossy),
+      cmocka_unit_test(test_heap_equals_scan),
+      cmocka_unit_test(test_long_runs),
+      cmocka_unit_test(test_detokenizer),
+      cmocka_unit_test(test_failing_memory),
+      cmocka_unit_test(test_threads),
       cmocka_unit_test(test_large_vocabulary),
   };
   return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);

@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <cmocka.h>
+#include <cmocka.h> /* after the four it needs */
 
 #include "mav.h"
 #include "mem.h"
@@ -56,7 +56,9 @@ static mav_weights *open_dir(void) {
 
 static void test_sharded(void **state) {
   (void)state;
-  write_sharded("{\"metadata\":{\"total_size\":19},\"weight_map\":{\"b\":\"s2.safetensors\",\"a\":\"s1.safetensors\",\"vision\":\"s1.safetensors\"}}");
+  write_sharded(
+      "{\"metadata\":{\"total_size\":19},\"weight_map\":{\"b\":\"s2.safetensors\",\"a\":\"s1.safetensors\",\"vision\":\"s1.safetensors\"}"
+      "}");
   mav_weights *w = open_dir();
   assert_int_equal(mav_weights_count(w), 3);
   assert_string_equal(mav_weights_name(w, 0), "b");
@@ -71,7 +73,7 @@ static void test_sharded(void **state) {
   assert_int_equal(mav_tensor_dtype(a), MAV_DTYPE_BF16);
   assert_int_equal(mav_tensor_size(a, 1), 2);
   assert_ptr_equal(mav_weights_entry(w, "a")->data, mav_tensor_data(a, &data) ? NULL : data); /* mapped, not copied */
-  assert_true(mav_tensor_write(a, "12345678", 8) != MAV_OK);                                 /* read only */
+  assert_true(mav_tensor_write(a, "12345678", 8) != MAV_OK);                                  /* read only */
 
   assert_int_equal(mav_weights_get(w, "vision", &none), MAV_ERR_UNSUPPORTED);
   assert_null(none);
