@@ -292,9 +292,10 @@ static void add_searcher(lua_State *L) {
 
 /* mav.show is Lua: lua/mav/show.lua. */
 /*lua
----Prints a tensor's values, large ones summarized. Options: precision (4), edge (3), threshold (1000), to (a function of a string).
+---Prints a tensor's values, as NumPy does. precision: digits (4); above threshold elements (1000) only `edge` (3) at each end of a
+---dimension are shown; width: of a line (100); write: what takes the text (io.write).
 ---@param t mav.Tensor
----@param options? {precision?: integer, edge?: integer, threshold?: integer, write?: fun(text: string)}
+---@param options? {precision?: integer, edge?: integer, threshold?: integer, width?: integer, write?: fun(...: string)}
 function mav.show(t, options) end
 */
 static int show(lua_State *L) {

@@ -542,6 +542,12 @@ static int tensor_quantize(lua_State *L) {
   int dims = mav_tensor_dims(u->p);
   int64_t shape[MAV_DIMS_MAX];
   for (int i = 0; i < dims; i++) shape[i] = mav_tensor_size(u->p, i);
+  lua_settop(L, 1);
+  if (!mav_tensor_is_contiguous(u->p)) {
+    push_cast(L, mav_tensor_dtype(u->p));
+    lua_replace(L, 1);
+    u = check(L, 1);
+  }
   mav_tensor *t = push_new(L, u->rt, MAV_DTYPE_F8, dims, shape);
   mav_err err;
   LMAV_TRY_TWICE(L, err, mav_tensor_quantize_into(t, u->p));

@@ -142,6 +142,7 @@ describe("tensor", function()
     assert.same({ 2 }, q.scale.shape)
     assert.equal(1, q.scale:get(1))
     assert.is_true(math.abs(q.scale:get(2) - 2 / 448) < 1e-9)
+    assert.same({ 2 }, mav.tensor({ { 1, 2 }, { 3, 4 }, { 5, 6 } }):transpose(1, 2):quantize().scale.shape)
     assert.is_nil(mav.zeros({ 1 }).scale)
     local w = mav.zeros { 2, 2, dtype = "f8" }
     assert.equal(w, w:set_scale(mav.tensor { 1, 2 }, { act = "static", in_scale = 0.5 }))
