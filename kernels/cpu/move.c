@@ -1,0 +1,31 @@
+/* kernels/cpu/move.c - elements in other places: gather, take, concat, stack. Rows are the pieces. */
+#include <string.h>
+
+#include "cpu.h"
+
+static void copy(void *y, const float *x, int64_t at, int64_t n) { memcpy((float *)y + at, x, (size_t)n * sizeof *x); }
+
+void MAVK_CPU(gather)(const mavk_args_gather *a, mavk_thread *t) {
+  const int64_t D = a->x.n[1];
+  for (int64_t i; (i = mavk_claim(t)) < a->index.n[0];) copy(a->y.p, (const float *)a->x.p + ((const int32_t *)a->index.p)[i] * D, i * D, D);
+}
+
+void MAVK_CPU(take)(const mavk_args_take *a, mavk_thread *t) {
+  const int64_t N = a->x.n[1], I = a->index.n[1];
+  for (int64_t r; (r = mavk_claim(t)) < a->x.n[0];)
+    for (int64_t i = 0; i < I; i++) ((float *)a->y.p)[r * I + i] = ((const float *)a->x.p)[r * N + ((const int32_t *)a->index.p)[r * I + i]];
+}
+
+void MAVK_CPU(concat)(const mavk_args_concat *a, mavk_thread *t) {
+  const int64_t N = a->a.n[1], M = a->b.n[1];
+  for (int64_t r; (r = mavk_claim(t)) < a->a.n[0];) {
+    copy(a->y.p, (const float *)a->a.p + r * N, r * (N + M), N);
+    copy(a->y.p, (const float *)a->b.p + r * M, r * (N + M) + N, M);
+  }
+}
+
+void MAVK_CPU(stack)(const mavk_args_stack *a, mavk_thread *t) {
+  const int64_t D = a->a.n[1], N = a->a.n[0];
+  for (int64_t r; (r = mavk_claim(t)) < N + a->b.n[0];)
+    copy(a->y.p, r < N ? (const float *)a->a.p + r * D : (const float *)a->b.p + (r - N) * D, r * D, D);
+}
