@@ -2,7 +2,7 @@
 ---
 ---     mav examples/03_forward.lua [MODEL_DIR]
 ---
---- This copy skips layers, so that a half of the model can draft for the whole. It prints how often the half guesses the whole's
+--- This copy skips layers, so that a part of the model can draft for the whole. It prints how often the part guesses the whole's
 --- next token. Both are captured once and replayed; neither needs another line of C.
 local mav = require "mav"
 local maverick = require "mav.maverick"
@@ -49,21 +49,21 @@ local function stepper(skips)
   end
 end
 
-local every_second = {}
-for i = 2, model.config.layers, 2 do every_second[i] = true end
+local skips = {} -- every second layer of the upper half
+for i = model.config.layers // 2 + 1, model.config.layers, 2 do skips[i] = true end
 
-local whole, half = stepper {}, stepper(every_second)
+local whole, part = stepper {}, stepper(skips)
 local text, guessed, steps = {}, 0, 32
-local next_whole, next_half
-for _, id in ipairs(ids) do next_whole, next_half = whole(id), half(id) end
+local next_whole, next_part
+for _, id in ipairs(ids) do next_whole, next_part = whole(id), part(id) end
 for i = 1, steps do
   text[i] = next_whole
-  if next_half == next_whole then guessed = guessed + 1 end
-  next_whole, next_half = whole(text[i]), half(text[i])
+  if next_part == next_whole then guessed = guessed + 1 end
+  next_whole, next_part = whole(text[i]), part(text[i])
 end
 
 print("the whole model says: " .. assert(model.tokenizer:decode(text)))
-print(("every second layer guesses %d of %d tokens"):format(guessed, steps))
+print(("without every second layer of the upper half it guesses %d of %d tokens"):format(guessed, steps))
 
 -- the copy without a change is the model itself
 local s <close> = model:session {}

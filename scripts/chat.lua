@@ -78,7 +78,7 @@ function Chat:save(path)
   if path == "" then return io.stderr:write("/save FILE\n") end
   local file, err = io.open(path, "wb")
   if not file then return io.stderr:write(err, "\n") end
-  file:write(mav.json.encode(self.messages), "\n")
+  file:write(mav.json.encode(mav.json.array(self.messages)), "\n")
   file:close()
 end
 

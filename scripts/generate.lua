@@ -65,8 +65,8 @@ local function run(arg)
     local stats = {}
     for key, value in pairs(s.stats) do stats[key] = value end
     stats.threads, stats.isa, stats.device = model.runtime.threads, model.runtime.isa, model.runtime.device
-    io.write(mav.json.encode { ids = mav.json.array and mav.json.array(out) or out, text = table.concat(texts), stop = s.stopped,
-      stats = stats, logprobs = args.logprobs and logprobs or nil }, "\n")
+    io.write(mav.json.encode { ids = mav.json.array(out), text = table.concat(texts), stop = s.stopped,
+      stats = stats, logprobs = args.logprobs and mav.json.array(logprobs) or nil }, "\n")
   else
     io.write("\n"):flush()
     if not args.quiet then io.stderr:write(tostring(s.stats), "\n") end

@@ -112,14 +112,18 @@ end
 
 function cli.runtime(args) return mav.runtime { device = args.device, threads = args.threads } end
 
---- The model of the options. Big ones report their progress on a terminal.
+local PROGRESS_AFTER, PROGRESS_EVERY = 2, 0.2 -- seconds
+
+--- The model of the options. Big ones report their progress when stderr is a terminal.
 function cli.load(args)
-  local dir, started, shown = cli.model_dir(args), mav.now(), false
+  local dir, shown = cli.model_dir(args), false
+  local due, is_terminal = mav.now() + PROGRESS_AFTER, nil
   local function progress(done, bytes)
-    if mav.now() - started > 2 and bytes > 0 then
-      shown = true
-      io.stderr:write(("\rloading %s: %3.0f%%"):format(dir, 100 * done / bytes))
-    end
+    if is_terminal == false or mav.now() < due then return end
+    if is_terminal == nil then is_terminal = os.execute("test -t 2") == true end
+    if not is_terminal then return end
+    due, shown = mav.now() + PROGRESS_EVERY, true
+    io.stderr:write(("\rloading %s: %3.0f%%"):format(dir, 100 * done / bytes))
   end
   local model, err = require("mav.maverick").load(dir,
     { device = args.device or "auto", threads = args.threads, dtype = args.dtype, progress = progress })

@@ -12,6 +12,7 @@ local stats = require "mav.session.stats"
 local stop_strings = require "mav.session.stop_strings"
 
 local PREFILL_ROWS = 512
+local SEQUENCES, SHARED_SEQUENCES = 4, 64 -- of our own cache: one and its forks; of a shared one: the default of mav.kv
 local CONTEXT_DEFAULT = 4096
 local IDS_RESERVED_MAX = 1 << 16
 local MAX_TOKENS_DEFAULT = 256
@@ -47,7 +48,16 @@ local function reserved(n)
   return t
 end
 
----   options.sample     a chain (mav.sample.chain) or its options; nil: greedy. Also as options.strategy.sample
+--- A plain function in the place of a chain.
+local function chooser(f)
+  return setmetatable({ needs = {}, observe = function() end }, {
+    __call = function(_, ...) return f(...) end,
+    __tostring = function() return "function" end,
+  })
+end
+
+---   options.sample     a chain (mav.sample.chain), its options, or your own function(logits, rows, state) that emits ops and
+---                      returns ids (T), i32; nil: greedy. Also as options.strategy.sample
 ---   options.context    most tokens of prompt and output together; nil: what the model allows, at most 4096
 ---   options.kv_dtype   "f32" (nil) or "bf16"; or options.kv: a cache to share with other sessions
 ---   options.key        keys the sampling noise of this session's sequence; nil: 0
@@ -58,18 +68,19 @@ function session.new(model, options)
   local strategy = options.strategy or {}
   check_keys(strategy, { sample = true }, "model:session: strategy")
   local sample = options.sample or strategy.sample or {}
-  if getmetatable(sample) == nil and type(sample) == "table" then sample = chain(sample) end
+  if type(sample) == "function" then sample = chooser(sample) end
+  if getmetatable(sample) == nil then sample = chain(sample) end
 
   local context = options.context or math.min(model.config.positions, CONTEXT_DEFAULT)
   if math.type(context) ~= "integer" or context < 1 then error("model:session: context must be a positive integer", 2) end
-  local self = setmetatable({ model = model, chain = sample, context = context, length = 0, graphs = {}, prefill_rows = {},
+  local self = setmetatable({ model = model, chain = sample, context = context, length = 0, graphs = {},
     ids = reserved(math.min(context, IDS_RESERVED_MAX)), times = stats.new(), fused = options.fused, key = options.key or 0 }, Session)
-  self.kv = options.kv or assert(model:kv { tokens = context, context_max = context, sequences = 4, dtype = options.kv_dtype })
+  self.kv = options.kv or assert(model:kv { tokens = context, context_max = context, sequences = SEQUENCES, dtype = options.kv_dtype })
   self.kv_dtype = options.kv_dtype or "f32"
   self.seq = assert(self.kv:sequence { key = self.key })
   self.state = { kv = self.kv:layer(1), runtime = model.runtime }
-  if type(sample) == "table" and sample.needs and sample.needs.seen then
-    self.state.seen = mav.zeros { options.kv and 64 or 4, model.config.vocab, dtype = "u8", runtime = model.runtime }
+  if sample.needs.seen then
+    self.state.seen = mav.zeros { options.kv and SHARED_SEQUENCES or SEQUENCES, model.config.vocab, dtype = "u8", runtime = model.runtime }
   end
   return self
 end
@@ -133,20 +144,31 @@ function Session:forget_seen(n)
   end
 end
 
--- ---- prefill: eager, in chunks ----------------------------------------------------------------------------------------
+-- ---- prefill, in chunks: full ones replay a graph, the rest runs eagerly --------------------------------------------
 
---- Rows for the tokens first .. first + count - 1 of the timeline.
+--- Rows for the tokens first .. first + count - 1 of the timeline. Those of a full chunk are kept.
 function Session:fill_rows(first, count)
-  local rows = self.prefill_rows[count]
-  if not rows then
-    rows = mav.rows(count, { runtime = self.model.runtime })
-    if count == PREFILL_ROWS then self.prefill_rows[count] = rows end
-  end
+  local rows = count == PREFILL_ROWS and self.chunk_rows or mav.rows(count, { runtime = self.model.runtime })
+  if count == PREFILL_ROWS then self.chunk_rows = rows end
   local seq = self.seq.id
   for i = 1, count do
     rows:set(i, self.ids[first + i - 1], seq, first + i - 2, i - 1) -- its parent: the row before
   end
   return rows
+end
+
+--- Runs rows for what they leave in the cache, and marks them as seen.
+function Session:run_rows(rows)
+  local options = { head = "none", fused = self.fused }
+  if rows ~= self.chunk_rows then
+    self.model:forward(rows, self.kv, options)
+  else
+    self.chunk_graph = self.chunk_graph or mav.graph({ rows = rows, runtime = self.model.runtime }, function(r)
+      return self.model:forward(r, self.kv, options)
+    end)
+    self.chunk_graph:launch():wait()
+  end
+  self.chain:observe(rows, self.state)
 end
 
 --- Brings the cache up to the last token but one.
@@ -159,9 +181,7 @@ function Session:prefill()
   while #seq < target do
     local count = math.min(PREFILL_ROWS, target - #seq)
     assert(seq:reserve(count))
-    local rows = self:fill_rows(#seq + 1, count)
-    self.model:forward(rows, self.kv, { head = "none", fused = self.fused })
-    if self.state.seen then self.chain:observe(rows, self.state) end
+    self:run_rows(self:fill_rows(#seq + 1, count))
     assert(seq:commit(count))
   end
   self.times:prompt(target - before, mav.now() - start)
@@ -177,7 +197,7 @@ function Session:graph(n)
   g = assert(mav.graph({ rows = n, runtime = model.runtime }, function(rows)
     local logits = model:forward(rows, self.kv, { fused = self.fused })
     local results = table.pack(choose(logits, rows, state))
-    if state.seen then choose:observe(rows, state) end
+    choose:observe(rows, state)
     return table.unpack(results, 1, results.n)
   end))
   self.graphs[n] = g
@@ -293,6 +313,7 @@ end
 function Session:close()
   if self.seq then self.seq:close() end
   self.seq, self.graphs, self.step_graph, self.step_ids, self.step_rows = nil, {}, nil, nil, nil
+  self.chunk_graph, self.chunk_rows = nil, nil
 end
 Session.__close = Session.close
 

@@ -68,6 +68,26 @@ describe("session", function()
     assert.are.same(tail(a, a.generated), tail(b, b.generated))
   end)
 
+  it("takes long prompts, in chunks", function()
+    local ids = {}
+    for i = 1, 1200 do ids[i] = (i * 7919) % 2000 end
+    local s <close> = model:session { sample = { repetition_penalty = 1.2, logprobs = 1 } }
+    local entry
+    s:complete(ids, { max_tokens = 1, on_token = function(_, e) entry = e end })
+    local kv, seq = golden.sequence(model, #ids)
+    local best = golden.feed(model, kv, seq, ids, { head = "last" }):totable()[1]
+    local norm = 0
+    for _, x in ipairs(best) do norm = norm + math.exp(x) end
+    assert.is_true(math.abs(best[s.ids[1201] + 1] - math.log(norm) - entry.logprob) < 1e-3)
+  end)
+
+  it("takes a function in the place of a chain", function()
+    local op = require("mav").op
+    local s <close> = model:session { sample = function(logits) return op.argmax { x = logits } end }
+    s:complete(prompt, { max_tokens = 9, ignore_eos = true })
+    assert.are.same({ table.unpack(expected, 1, 9) }, tail(s, 9))
+  end)
+
   it("stops at eos, at max_tokens, at a full context and at strings", function()
     local s <close> = model:session { context = #prompt + 6 }
     s:complete(prompt, { max_tokens = 0 })
