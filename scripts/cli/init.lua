@@ -16,11 +16,35 @@ function cli.parser(name, description, example)
   return argparse("mav " .. name):description(description):epilog("Example:\n" .. example:gsub("([^\n]+)", "  %1"))
 end
 
+--- Options whose value may begin with a dash, as Lua's comments do.
+local TEXTS = { ["--prompt"] = true, ["--stop"] = true, ["--system"] = true }
+
+--- arg, with such values made part of their option, and other words that begin with a dash but hold a space put last.
+local function protect_texts(arg)
+  local list, words, i = {}, {}, 1
+  while i <= #arg do
+    local word = arg[i]
+    if TEXTS[word] and arg[i + 1] then
+      list[#list + 1] = word .. "=" .. arg[i + 1]
+      i = i + 1
+    elseif word:find "^%-[^=]*%s" then
+      words[#words + 1] = word
+    else
+      list[#list + 1] = word
+    end
+    i = i + 1
+  end
+  if #words > 0 then
+    list[#list + 1] = "--"
+    table.move(words, 1, #words, #list + 1, list)
+  end
+  return list
+end
+
 --- The parsed options; a wrong one fails with what was wrong and where help is.
 ---@param arg string[]
 function cli.parse(parser, arg)
-  local list = {}
-  for i = 1, #arg do list[i] = arg[i] end
+  local list = protect_texts(arg)
   local ok, args = parser:pparse(list)
   if not ok then cli.fail("%s (see --help)", args) end
   return args

@@ -56,6 +56,8 @@ local function chooser(f)
   })
 end
 
+--- A new session of a model.
+---
 ---   options.sample     a chain (mav.sample.chain), its options, or your own function(logits, rows, state) that emits ops and
 ---                      returns ids (T), i32; nil: greedy. Also as options.strategy.sample
 ---   options.context    most tokens of prompt and output together; nil: what the model allows, at most 4096

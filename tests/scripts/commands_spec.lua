@@ -29,6 +29,13 @@ describe_commands("commands", function()
     assert.is_truthy(err:find("tokens/s/user", 1, true))
   end)
 
+  it("take texts that begin with a dash", function()
+    local out, err, status = run(("generate %s --prompt '-- a comment' --max-tokens 2 --stop '-- x'"):format(model))
+    assert.are.equal(0, status, err)
+    assert.is_true(#out > 0)
+    assert.are.equal(run("tokenize " .. model, "-- a = b"), run(("tokenize '-- a = b' %s"):format(model)))
+  end)
+
   it("generate --json: one object", function()
     local out, _, status = run(("generate %s --ids %s --max-tokens 20 --ignore-eos --json --logprobs 2 --kv bf16"):format(model,
       ids_text(g.get "short.input_ids")))
