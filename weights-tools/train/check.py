@@ -4,6 +4,7 @@
 Float32 arithmetic on the bfloat16 weights; one prompt is longer than two attention chunks.
 golden.safetensors: for short and long: input_ids, logits_last (the last 16 positions) and greedy_ids (48).
 """
+
 import argparse
 import os
 
@@ -74,10 +75,15 @@ local function sum_squares(n)
 def chat_agrees(folder, tok):
     """The chat template and the tokenizer load in transformers and give the same ids."""
     hf = AutoTokenizer.from_pretrained(folder)
-    messages = [dict(role="system", content=" You write Lua code. "), dict(role="user", content="Write a Lua function that reverses the string.")]
+    messages = [
+        dict(role="system", content=" You write Lua code. "),
+        dict(role="user", content="Write a Lua function that reverses the string."),
+    ]
     text = hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    want = ("<|begin_of_text|><|header_start|>system<|header_end|>\n\nYou write Lua code.<|eot|><|header_start|>user<|header_end|>\n\n"
-            "Write a Lua function that reverses the string.<|eot|><|header_start|>assistant<|header_end|>\n\n")
+    want = (
+        "<|begin_of_text|><|header_start|>system<|header_end|>\n\nYou write Lua code.<|eot|><|header_start|>user<|header_end|>\n\n"
+        "Write a Lua function that reverses the string.<|eot|><|header_start|>assistant<|header_end|>\n\n"
+    )
     return text == want and hf(LONG)["input_ids"] == tok.encode(LONG).ids and tok.decode(tok.encode(LONG).ids) == LONG
 
 
@@ -100,19 +106,24 @@ def main():
         seq = list(ids)
         for _ in range(48):
             seq.append(int(full(seq)[-1].argmax()))
-        same = ours.generate(ids, 48, lambda out: False) == seq[len(ids):]
-        print(f"{name}: {len(ids)} tokens, largest logit difference so far {worst:.1e}, greedy ids with KV cache {'equal' if same else 'DIFFER'}")
+        same = ours.generate(ids, 48, lambda out: False) == seq[len(ids) :]
+        print(
+            f"{name}: {len(ids)} tokens, largest logit difference so far {worst:.1e}, greedy ids with KV cache {'equal' if same else 'DIFFER'}"
+        )
         if not same:
             worst = float("inf")
         golden[f"{name}.input_ids"] = torch.tensor(ids, dtype=torch.int64)
         golden[f"{name}.logits_last"] = want[-16:].contiguous()
-        golden[f"{name}.greedy_ids"] = torch.tensor(seq[len(ids):], dtype=torch.int64)
+        golden[f"{name}.greedy_ids"] = torch.tensor(seq[len(ids) :], dtype=torch.int64)
     chat = chat_agrees(a.model, tok)
     print("tokenizer and chat template:", "ok" if chat else "WRONG")
     if worst > a.tolerance or not chat:
         raise SystemExit("the export disagrees with transformers")
-    save_file(golden, a.golden or os.path.join(a.model, "golden.safetensors"),
-              metadata={"about": "float32 on the bfloat16 weights; logits of the last 16 prompt positions; 48 greedy ids"})
+    save_file(
+        golden,
+        a.golden or os.path.join(a.model, "golden.safetensors"),
+        metadata={"about": "float32 on the bfloat16 weights; logits of the last 16 prompt positions; 48 greedy ids"},
+    )
 
 
 if __name__ == "__main__":

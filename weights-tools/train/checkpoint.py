@@ -1,4 +1,5 @@
 """Loads an exported model folder into the training module, in float32."""
+
 import os
 
 import torch

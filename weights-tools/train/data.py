@@ -1,4 +1,5 @@
 """Tokenized documents packed into rows of one length, cached on disk."""
+
 import json
 import os
 
@@ -20,7 +21,9 @@ def tokenize(docs, tok):
             for segs, e in zip(batch, encoded):
                 ends = np.cumsum([len(s) for s, _ in segs])
                 start = np.array([o[0] for o in e.offsets])
-                w = np.array([w for _, w in segs])[np.minimum(np.searchsorted(ends, start, side="right"), len(segs) - 1)]
+                w = np.array([w for _, w in segs])[
+                    np.minimum(np.searchsorted(ends, start, side="right"), len(segs) - 1)
+                ]
                 yield np.array([bos] + e.ids + [end], np.int16), np.concatenate(([0], w, [1])).astype(np.float16)
 
 

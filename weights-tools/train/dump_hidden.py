@@ -4,6 +4,7 @@
 For each document: input_ids.N [tokens] and hidden.N [tokens, 3 * hidden size] in bfloat16, the residual-stream
 outputs of layers 1, n/2 - 1 and n - 4 (counted from 0), joined from low to high.
 """
+
 import argparse
 import json
 
@@ -37,7 +38,9 @@ def main():
             tensors[f"input_ids.{i - a.skip}"] = torch.tensor(ids, dtype=torch.int32)
             tensors[f"hidden.{i - a.skip}"] = torch.cat([hidden[l][0] for l in layers], -1).bfloat16()
     save_file(tensors, a.out, metadata={"layers": json.dumps(layers), "documents": str(len(tensors) // 2)})
-    print(f"{len(tensors) // 2} documents, {sum(len(v) for k, v in tensors.items() if k.startswith('input')):,} tokens, layers {layers}")
+    print(
+        f"{len(tensors) // 2} documents, {sum(len(v) for k, v in tensors.items() if k.startswith('input')):,} tokens, layers {layers}"
+    )
 
 
 if __name__ == "__main__":

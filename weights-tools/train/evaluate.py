@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Greedy pass rate on the held-out prompts: each completed function runs against its tests in Lua."""
+
 import argparse
 import json
 import os
@@ -21,7 +22,7 @@ def complete(model, tok, prompt, limit):
     out = model.generate(ids, limit, done)
     body = "\n" + tok.decode([t for t in out if t not in ends], skip_special_tokens=False)
     cut = body.find("\nend\n")
-    return prompt + (body[1:cut + 5] if cut >= 0 else body[1:]), len(out)
+    return prompt + (body[1 : cut + 5] if cut >= 0 else body[1:]), len(out)
 
 
 def passes(code, tests, lua, seconds=5):
@@ -60,7 +61,13 @@ def main():
             a.show -= 1
             print(code, error, "\n")
     seconds = time.time() - start
-    result = dict(passed=good, prompts=len(cases), percent=round(100 * good / len(cases), 1), families=by_family, mean_tokens=round(tokens / len(cases), 1))
+    result = dict(
+        passed=good,
+        prompts=len(cases),
+        percent=round(100 * good / len(cases), 1),
+        families=by_family,
+        mean_tokens=round(tokens / len(cases), 1),
+    )
     print(f"{json.dumps(result)} ({tokens / seconds:.0f} tokens/s)")
     if a.report:
         with open(a.report, "w", encoding="utf-8") as f:

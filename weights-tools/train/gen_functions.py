@@ -5,6 +5,7 @@
 
 Everything follows from --seed. --verify runs that many generated functions against their own tests.
 """
+
 import argparse
 import json
 import os
@@ -46,7 +47,9 @@ def verify(items, lua):
     """Runs every function against its own tests in one Lua process; returns the failing ones."""
     src = []
     for i, it in enumerate(items):
-        src.append(f"do local ok, err = pcall(load([====[\n{it.text()}{it.tests()}]====])) if not ok then print({i}, err) end end")
+        src.append(
+            f"do local ok, err = pcall(load([====[\n{it.text()}{it.tests()}]====])) if not ok then print({i}, err) end end"
+        )
     run = subprocess.run([lua, "-"], input="\n".join(src), capture_output=True, text=True, timeout=600)
     if run.returncode:
         sys.exit(run.stderr)
@@ -88,7 +91,12 @@ def main():
         os.makedirs(a.eval, exist_ok=True)
         with open(os.path.join(a.eval, "heldout.jsonl"), "w", encoding="utf-8") as f:
             for it in held:
-                f.write(json.dumps(dict(prompt=it.prompt(), tests=it.tests(), name=it.name, family=it.family, combination=it.combo)) + "\n")
+                f.write(
+                    json.dumps(
+                        dict(prompt=it.prompt(), tests=it.tests(), name=it.name, family=it.family, combination=it.combo)
+                    )
+                    + "\n"
+                )
         with open(os.path.join(a.eval, "prompts.txt"), "w", encoding="utf-8") as f:
             f.write(DEMO)
 

@@ -2,6 +2,7 @@
 
 Parameter names are those of the published checkpoints, so the state dict is the export.
 """
+
 import json
 from dataclasses import asdict, dataclass
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 @dataclass
 class Config:
     """Shapes; the field names are those of config.json."""
+
     vocab_size: int = 2048
     hidden_size: int = 256
     num_hidden_layers: int = 8
@@ -61,14 +63,19 @@ class Attention(nn.Module):
         self.c, self.rope = c, c.is_rope(layer)
         lin = lambda i, o: nn.Linear(i, o, bias=False)
         width, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = lin(c.hidden_size, width), lin(c.hidden_size, kv), lin(c.hidden_size, kv), lin(width, c.hidden_size)
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            lin(c.hidden_size, width),
+            lin(c.hidden_size, kv),
+            lin(c.hidden_size, kv),
+            lin(width, c.hidden_size),
+        )
 
     def forward(self, x, ctx, cache=None):
         c, (B, T, _) = self.c, x.shape
         q = self.q_proj(x).view(B, T, -1, c.head_dim)
         k = self.k_proj(x).view(B, T, -1, c.head_dim)
         v = self.v_proj(x).view(B, T, -1, c.head_dim)
-        if self.rope:                                   # adjacent pairs are rotated
+        if self.rope:  # adjacent pairs are rotated
             q, k = rotate(q, *ctx["angle"]), rotate(k, *ctx["angle"])
         else:
             q = q * ctx["temperature"]
@@ -80,7 +87,7 @@ class Attention(nn.Module):
         rep = c.num_attention_heads // c.num_key_value_heads
         k, v = k.repeat_interleave(rep, 1), v.repeat_interleave(rep, 1)
         mask = ctx["local"] if self.rope else ctx["causal"]
-        scores = ((q * c.head_dim ** -0.5) @ k.mT).float() + mask     # on a CPU three times as fast as the fused kernel
+        scores = ((q * c.head_dim**-0.5) @ k.mT).float() + mask  # on a CPU three times as fast as the fused kernel
         y = torch.softmax(scores, -1).to(v.dtype) @ v
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
@@ -131,10 +138,10 @@ class MoE(nn.Module):
         top, choice = logits.max(-1)
         order = torch.argsort(choice, stable=True)
         counts = torch.bincount(choice, minlength=logits.shape[-1])
-        if self.training:                               # balances the use of the experts
+        if self.training:  # balances the use of the experts
             self.load = counts / len(h)
             self.aux = len(counts) * (self.load * logits.softmax(-1).mean(0)).sum()
-        scaled = (h * torch.sigmoid(top)[:, None])[order]      # the score scales the expert's input
+        scaled = (h * torch.sigmoid(top)[:, None])[order]  # the score scales the expert's input
         routed = self.experts(scaled, counts.tolist())
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order))
@@ -146,7 +153,9 @@ class Layer(nn.Module):
         super().__init__()
         self.self_attn = Attention(c, i)
         self.feed_forward = MoE(c) if c.is_moe(i) else SwiGLU(c.hidden_size, c.intermediate_size_mlp)
-        self.input_layernorm, self.post_attention_layernorm = Norm(c.hidden_size, c.rms_norm_eps), Norm(c.hidden_size, c.rms_norm_eps)
+        self.input_layernorm, self.post_attention_layernorm = Norm(c.hidden_size, c.rms_norm_eps), Norm(
+            c.hidden_size, c.rms_norm_eps
+        )
 
     def forward(self, x, ctx, cache=None):
         x = x + self.self_attn(self.input_layernorm(x), ctx, cache)

@@ -1,4 +1,5 @@
 """Muon: momentum whose update of each matrix is orthogonalised by a Newton-Schulz iteration."""
+
 import torch
 
 
@@ -31,6 +32,6 @@ class Muon(torch.optim.Optimizer):
                 shapes.setdefault(p.shape[-2:], []).append((p, p.grad.lerp(buf, group["momentum"])))
             for shape, pairs in shapes.items():
                 flat = orthogonalise(torch.cat([u.reshape(-1, *shape) for _, u in pairs]))
-                scale = 0.2 * max(shape) ** 0.5        # the size of an AdamW update
+                scale = 0.2 * max(shape) ** 0.5  # the size of an AdamW update
                 for (p, _), u in zip(pairs, flat.split([p.numel() // (shape[0] * shape[1]) for p, _ in pairs])):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(u.view_as(p), alpha=-group["lr"] * scale)

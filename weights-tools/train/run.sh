@@ -25,7 +25,7 @@ docs=$work/data/docs.jsonl
 [ -f "$docs" ] || "$python" gen_functions.py --out "$work/data" --eval "$model/eval" --docs "${DOCS:-250000}" --lua "$lua"
 [ -f "$work/tokenizer/tokenizer.json" ] || "$python" train_tokenizer.py --docs "$docs" --out "$work/tokenizer"
 "$python" train.py --docs "$docs" --tokenizer "$work/tokenizer/tokenizer.json" --out "$work/run" \
-  --steps "${STEPS:-1800}" --workers "${WORKERS:-2}" --log "$work/train.log"
+  --steps "${STEPS:-1000}" --workers "${WORKERS:-2}" --log "$work/train.log"
 "$python" export.py --checkpoint "$work/run/checkpoint.pt" --tokenizer "$work/tokenizer" --out "$model"
 "$python" check.py --model "$model"
 "$python" evaluate.py --model "$model" --lua "$lua" --report "$model/eval/result.json"

@@ -4,6 +4,7 @@
 Data parallel over --workers processes of one thread each: on shared cores this beats threads that wait
 for each other. The learning rate warms up, stays flat and falls linearly to zero over the last --decay of the steps.
 """
+
 import argparse
 import os
 import time
@@ -28,7 +29,11 @@ def optimizers(model, a):
     adam = dict(lr=a.lr, betas=(0.9, 0.98), eps=1e-9)
     if a.optimizer == "muon":
         return [Muon(hidden, a.lr, weight_decay=a.weight_decay), torch.optim.AdamW(rest, weight_decay=0.0, **adam)]
-    return [torch.optim.AdamW([dict(params=hidden, weight_decay=a.weight_decay), dict(params=rest, weight_decay=0.0)], **adam)]
+    return [
+        torch.optim.AdamW(
+            [dict(params=hidden, weight_decay=a.weight_decay), dict(params=rest, weight_decay=0.0)], **adam
+        )
+    ]
 
 
 def rate(step, a):
@@ -41,7 +46,9 @@ def batch_at(data, step, a, rank):
     """A worker's rows of a step: one fixed order, with a new shuffle when all rows were seen."""
     n = len(data[0]) // a.batch
     epoch, i = divmod(step, n)
-    order = np.random.default_rng((a.seed, epoch)).permutation(len(data[0]))[i * a.batch:(i + 1) * a.batch][rank::a.workers]
+    order = np.random.default_rng((a.seed, epoch)).permutation(len(data[0]))[i * a.batch : (i + 1) * a.batch][
+        rank :: a.workers
+    ]
     ids, w, pos, doc = (torch.from_numpy(d[order]) for d in data)
     return ids.long(), w.float(), pos.long(), doc.long()
 
@@ -55,7 +62,12 @@ def loss_of(model, batch, a):
     ce = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none").view_as(w)
     moes = [l.feed_forward for l in model.model.layers if hasattr(l.feed_forward, "router")]
     full = w == 1
-    return (ce * w).sum() / w.sum(), sum(m.aux for m in moes) / len(moes), (ce * full).sum().detach() / full.sum(), torch.stack([m.load for m in moes]).min()
+    return (
+        (ce * w).sum() / w.sum(),
+        sum(m.aux for m in moes) / len(moes),
+        (ce * full).sum().detach() / full.sum(),
+        torch.stack([m.load for m in moes]).min(),
+    )
 
 
 def share(model, stats, workers):
@@ -71,7 +83,10 @@ def share(model, stats, workers):
 
 
 def save(model, opts, step, path):
-    torch.save(dict(config=model.c.dict(), model=model.state_dict(), opts=[o.state_dict() for o in opts], step=step), path + ".new")
+    torch.save(
+        dict(config=model.c.dict(), model=model.state_dict(), opts=[o.state_dict() for o in opts], step=step),
+        path + ".new",
+    )
     os.replace(path + ".new", path)
 
 
@@ -81,11 +96,11 @@ def arguments():
     ap.add_argument("--tokenizer", required=True, help="tokenizer.json")
     ap.add_argument("--out", required=True, help="folder of the checkpoint")
     ap.add_argument("--log", help="file that progress lines are appended to")
-    ap.add_argument("--steps", type=int, default=4000)
+    ap.add_argument("--steps", type=int, default=1000)
     ap.add_argument("--batch", type=int, default=16, help="rows per step, over all workers")
     ap.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     ap.add_argument("--length", type=int, default=256, help="tokens per row")
-    ap.add_argument("--lr", type=float, default=2e-3)
+    ap.add_argument("--lr", type=float, default=3e-3)
     ap.add_argument("--warmup", type=int, default=100)
     ap.add_argument("--decay", type=float, default=0.4)
     ap.add_argument("--weight-decay", type=float, default=0.05)
@@ -123,7 +138,9 @@ def worker(rank, a, cache):
             with open(a.log, "a", encoding="utf-8") as f:
                 f.write(text + "\n")
 
-    log(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(data[0])} rows of {a.length}, {(data[3] >= 0).mean():.1%} filled, from step {first} of {a.steps}")
+    log(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(data[0])} rows of {a.length}, {(data[3] >= 0).mean():.1%} filled, from step {first} of {a.steps}"
+    )
     t0, tokens, start = time.time(), 0, time.time()
     for step in range(first, a.stop_at or a.steps):
         for o in opts:
@@ -140,7 +157,9 @@ def worker(rank, a, cache):
         if (step + 1) % a.every == 0:
             speed = tokens / (time.time() - t0)
             left = (a.steps - step - 1) * a.batch * a.length / speed
-            log(f"step {step + 1} loss {loss:.4f} body {body:.4f} aux {aux:.3f} least {low:.3f} norm {norm:.2f} lr {a.lr * rate(step, a):.2e} {speed:.0f} tokens/s ETA {left / 60:.1f} min {time.strftime('%H:%M:%S')}")
+            log(
+                f"step {step + 1} loss {loss:.4f} body {body:.4f} aux {aux:.3f} least {low:.3f} norm {norm:.2f} lr {a.lr * rate(step, a):.2e} {speed:.0f} tokens/s ETA {left / 60:.1f} min {time.strftime('%H:%M:%S')}"
+            )
             t0, tokens = time.time(), 0
         if (step + 1) % a.save_every == 0 and rank == 0:
             save(model, opts, step + 1, path)

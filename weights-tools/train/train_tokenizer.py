@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Trains the byte-level BPE tokenizer and writes the tokenizer files of a Llama 4 repository."""
+
 import argparse
 import json
 import os
@@ -7,16 +8,48 @@ import os
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 VOCAB = 2048
-SPECIALS = (["<|begin_of_text|>", "<|end_of_text|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|header_start|>",
-             "<|header_end|>", "<|eom|>", "<|eot|>", "<|step|>"]
-            + [f"<|text_post_train_reserved_special_token_{i}|>" for i in range(6)]
-            + ["<|python_start|>", "<|python_end|>", "<|finetune_right_pad|>", "<|image_start|>", "<|image_end|>", "<|tile_x_separator|>",
-               "<|tile_y_separator|>", "<|image|>", "<|patch|>", "<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>"]
-            + [f"<|reserved_special_token_{i}|>" for i in range(5)])
+SPECIALS = (
+    [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|fim_prefix|>",
+        "<|fim_middle|>",
+        "<|fim_suffix|>",
+        "<|header_start|>",
+        "<|header_end|>",
+        "<|eom|>",
+        "<|eot|>",
+        "<|step|>",
+    ]
+    + [f"<|text_post_train_reserved_special_token_{i}|>" for i in range(6)]
+    + [
+        "<|python_start|>",
+        "<|python_end|>",
+        "<|finetune_right_pad|>",
+        "<|image_start|>",
+        "<|image_end|>",
+        "<|tile_x_separator|>",
+        "<|tile_y_separator|>",
+        "<|image|>",
+        "<|patch|>",
+        "<|reasoning_thinking_start|>",
+        "<|reasoning_thinking_end|>",
+    ]
+    + [f"<|reserved_special_token_{i}|>" for i in range(5)]
+)
 UP, LOW = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 SUFFIX = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-SPLIT = "|".join([rf"[^\r\n\p{{L}}\p{{N}}]?{UP}*{LOW}+{SUFFIX}", rf"[^\r\n\p{{L}}\p{{N}}]?{UP}+{LOW}*{SUFFIX}", r"\p{N}{1,3}",
-                  r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"])
+SPLIT = "|".join(
+    [
+        rf"[^\r\n\p{{L}}\p{{N}}]?{UP}*{LOW}+{SUFFIX}",
+        rf"[^\r\n\p{{L}}\p{{N}}]?{UP}+{LOW}*{SUFFIX}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
 CHAT_TEMPLATE = """{{- bos_token }}
 {%- for message in messages %}
     {%- if message['content'] is string %}
@@ -51,7 +84,12 @@ def train(texts, vocab=VOCAB):
     base = vocab - len(SPECIALS)
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizer()
-    raw.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=base, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
+    raw.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=base, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        ),
+    )
     if raw.get_vocab_size() != base:
         raise SystemExit(f"the text gives only {raw.get_vocab_size()} of {base} tokens")
     model = json.loads(raw.to_str())["model"]
@@ -60,8 +98,14 @@ def train(texts, vocab=VOCAB):
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
     bos = SPECIALS[0]
-    tok.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tok.token_to_id(bos))])])
+    tok.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tok.token_to_id(bos))]
+            ),
+        ]
+    )
     return tok
 
 
@@ -70,10 +114,22 @@ def save(tok, out):
     os.makedirs(out, exist_ok=True)
     tok.save(os.path.join(out, "tokenizer.json"))
     names = dict(bos_token="<|begin_of_text|>", eos_token="<|eot|>", pad_token="<|finetune_right_pad|>")
-    added = {str(tok.token_to_id(s)): dict(content=s, lstrip=False, normalized=False, rstrip=False, single_word=False, special=True) for s in SPECIALS}
-    config = dict(added_tokens_decoder=added, **names, clean_up_tokenization_spaces=False, extra_special_tokens={},
-                  model_input_names=["input_ids", "attention_mask"], model_max_length=4096, tokenizer_class="PreTrainedTokenizerFast",
-                  chat_template=CHAT_TEMPLATE)
+    added = {
+        str(tok.token_to_id(s)): dict(
+            content=s, lstrip=False, normalized=False, rstrip=False, single_word=False, special=True
+        )
+        for s in SPECIALS
+    }
+    config = dict(
+        added_tokens_decoder=added,
+        **names,
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens={},
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=4096,
+        tokenizer_class="PreTrainedTokenizerFast",
+        chat_template=CHAT_TEMPLATE,
+    )
     for name, value in (("tokenizer_config.json", config), ("special_tokens_map.json", names)):
         with open(os.path.join(out, name), "w", encoding="utf-8") as f:
             f.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -97,7 +153,9 @@ def main():
     tok = train(texts)
     save(tok, a.out)
     n = sum(len(e.ids) for e in tok.encode_batch(texts[:2000]))
-    print(f"{tok.get_vocab_size()} tokens; {sum(map(len, texts[:2000])) / n:.2f} characters per token, {n / 2000:.0f} tokens per document")
+    print(
+        f"{tok.get_vocab_size()} tokens; {sum(map(len, texts[:2000])) / n:.2f} characters per token, {n / 2000:.0f} tokens per document"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Loops over the characters of a string: character class x reduction."""
+
 from .core import Item, indent, pick
 
 # class: (plural, "every character is ...", Lua pattern, Python test)
@@ -11,12 +12,39 @@ CLASSES = {
     "space": ("spaces", "a space", "%s", str.isspace),
     "punct": ("punctuation characters", "punctuation", "%p", lambda c: not c.isalnum() and not c.isspace()),
     "alnum": ("alphanumeric characters", "alphanumeric", "%w", str.isalnum),
-    "char": None, "charp": None,        # equal to a constant, equal to a parameter
+    "char": None,
+    "charp": None,  # equal to a constant, equal to a parameter
 }
-TEXTS = ["", "hello world", "Lua 5.4 is small, fast!", "a1b22c3", "The Quick Brown Fox", "level", "xX-yY_zZ?", "moon river banana", "42",
-         "Anna ate an apple"]
-REDUCTIONS = ["count", "keep", "remove", "list", "first", "last", "any", "all", "index", "replace", "twice", "frequency", "positions",
-              "upper_where", "without_to_upper", "join"]
+TEXTS = [
+    "",
+    "hello world",
+    "Lua 5.4 is small, fast!",
+    "a1b22c3",
+    "The Quick Brown Fox",
+    "level",
+    "xX-yY_zZ?",
+    "moon river banana",
+    "42",
+    "Anna ate an apple",
+]
+REDUCTIONS = [
+    "count",
+    "keep",
+    "remove",
+    "list",
+    "first",
+    "last",
+    "any",
+    "all",
+    "index",
+    "replace",
+    "twice",
+    "frequency",
+    "positions",
+    "upper_where",
+    "without_to_upper",
+    "join",
+]
 CONSTANT_TAGS = {"-": "dashes", "_": "underscores", ".": "dots"}
 
 
@@ -24,7 +52,13 @@ def words_for(key, rng, params):
     """(test, plural noun, what is said, name tag, Python test(char, argument)); may add a parameter"""
     if key == "char":
         ch = rng.choice("aeorstlx-_.")
-        return f'c == "{ch}"', f'"{ch}" characters', f'equal to "{ch}"', CONSTANT_TAGS.get(ch, ch + "s"), lambda c, a: c == ch
+        return (
+            f'c == "{ch}"',
+            f'"{ch}" characters',
+            f'equal to "{ch}"',
+            CONSTANT_TAGS.get(ch, ch + "s"),
+            lambda c, a: c == ch,
+        )
     if key == "charp":
         rng.choice("aeorstlx-_.")
         p = rng.choice(["ch", "char", "letter"])
@@ -41,16 +75,25 @@ def docs_and_names(noun, said, where, tag, rep):
     return {
         "count": ([f"returns the number of {noun} {where}", f"counts the {noun} {where}"], ["count_"]),
         "keep": ([f"returns only the {noun} {where}", f"keeps only the {noun} {where}"], ["keep_", "only_"]),
-        "remove": ([f"returns the string without the {noun}", f"removes the {noun} from the string"], ["remove_", "strip_", "without_"]),
+        "remove": (
+            [f"returns the string without the {noun}", f"removes the {noun} from the string"],
+            ["remove_", "strip_", "without_"],
+        ),
         "list": ([f"returns a list of the {noun} {where}"], ["list_", "collect_"]),
         "join": ([f"returns the {noun} {where} joined with commas"], ["join_"]),
         "first": ([f"returns the first of the {noun} {where}, or nil"], ["first_"]),
         "last": ([f"returns the last of the {noun} {where}, or nil"], ["last_"]),
-        "any": ([f"returns true if any character {where} is {said}", f"checks whether some character {where} is {said}"], ["has_", "any_"]),
+        "any": (
+            [f"returns true if any character {where} is {said}", f"checks whether some character {where} is {said}"],
+            ["has_", "any_"],
+        ),
         "all": ([f"returns true if every character {where} is {said}", every], ["all_", "only_has_"]),
         "index": ([f"returns the index of the first of the {noun} {where}, or nil"], ["index_of_", "find_"]),
         "positions": ([f"returns the positions of the {noun} {where}"], ["positions_of_"]),
-        "replace": ([f'returns the string with the {noun} replaced by "{rep}"', f'replaces the {noun} {where} by "{rep}"'], ["replace_", "mask_"]),
+        "replace": (
+            [f'returns the string with the {noun} replaced by "{rep}"', f'replaces the {noun} {where} by "{rep}"'],
+            ["replace_", "mask_"],
+        ),
         "twice": ([f"returns the string with the {noun} doubled"], ["double_"]),
         "upper_where": ([f"returns the string with the {noun} in uppercase"], ["upper_"]),
         "without_to_upper": ([f"returns the {noun} {where} in reverse order"], ["reverse_"]),
@@ -64,7 +107,9 @@ def bodies(s, test, unless, rep):
     loop = lambda inner: [f'for c in {s}:gmatch(".") do'] + indent(inner) + ["end"]
     counted = lambda inner: [f"for i = 1, #{s} do", f"  local c = {s}:sub(i, i)"] + indent(inner) + ["end"]
     text = lambda inner: ['local result = ""'] + loop(inner) + ["return result"]
-    change = lambda new: text([f"if {test} then", f"  result = result .. {new}", "else", "  result = result .. c", "end"])
+    change = lambda new: text(
+        [f"if {test} then", f"  result = result .. {new}", "else", "  result = result .. c", "end"]
+    )
     listed = lambda end: ["local result = {}"] + loop(when("result[#result + 1] = c")) + [end]
     return {
         "count": ["local count = 0"] + loop(when("count = count + 1")) + ["return count"],
@@ -90,11 +135,21 @@ def evaluate(rk, x, ok, rep):
     """The expected result for the string x, where ok tells the chosen characters."""
     sel, at = [c for c in x if ok(c)], [i + 1 for i, c in enumerate(x) if ok(c)]
     return {
-        "count": lambda: len(sel), "keep": lambda: "".join(sel), "remove": lambda: "".join(c for c in x if not ok(c)), "list": lambda: sel,
-        "join": lambda: ", ".join(sel), "first": lambda: sel[0] if sel else None, "last": lambda: sel[-1] if sel else None,
-        "any": lambda: bool(sel), "all": lambda: len(sel) == len(x), "index": lambda: at[0] if at else None, "positions": lambda: at,
-        "replace": lambda: "".join(rep if ok(c) else c for c in x), "twice": lambda: "".join(c * (1 + ok(c)) for c in x),
-        "upper_where": lambda: "".join(c.upper() if ok(c) else c for c in x), "without_to_upper": lambda: "".join(sel[::-1]),
+        "count": lambda: len(sel),
+        "keep": lambda: "".join(sel),
+        "remove": lambda: "".join(c for c in x if not ok(c)),
+        "list": lambda: sel,
+        "join": lambda: ", ".join(sel),
+        "first": lambda: sel[0] if sel else None,
+        "last": lambda: sel[-1] if sel else None,
+        "any": lambda: bool(sel),
+        "all": lambda: len(sel) == len(x),
+        "index": lambda: at[0] if at else None,
+        "positions": lambda: at,
+        "replace": lambda: "".join(rep if ok(c) else c for c in x),
+        "twice": lambda: "".join(c * (1 + ok(c)) for c in x),
+        "upper_where": lambda: "".join(c.upper() if ok(c) else c for c in x),
+        "without_to_upper": lambda: "".join(sel[::-1]),
         "frequency": lambda: {c: sel.count(c) for c in sel},
     }[rk]()
 
@@ -106,7 +161,9 @@ def make(rng):
     test, noun, said, tag, fn = words_for(key, rng, params)
     rep = rng.choice("*#_-.")
     docs, names = docs_and_names(noun, said, where, tag, rep)[rk]
-    doc, name = pick(rng, *docs) if len(docs) > 1 else docs[0], (pick(rng, *names) if len(names) > 1 else names[0]) + tag
+    doc, name = pick(rng, *docs) if len(docs) > 1 else docs[0], (
+        pick(rng, *names) if len(names) > 1 else names[0]
+    ) + tag
     unless = f"not ({test})" if key.startswith("char") else f"not {test}"
     cases = []
     for x in rng.sample(TEXTS, 6):

@@ -1,4 +1,5 @@
 """Well-known single functions, read from classics.txt: every name, comment and parameter choice varies."""
+
 import os
 import re
 
@@ -38,4 +39,12 @@ def make(rng):
     sub = lambda s: re.sub(r"\$(\d)", lambda m: params[int(m.group(1)) - 1], s).replace("NAME", name)
     if any(re.search(rf"\b(?:local|for) [^=]*\b{p}\b", b) for p in params for b in map(sub, f["body"])):
         return None
-    return Item(sub(doc), name, list(params), [sub(b) for b in f["body"]], [f"assert({t})" for t in f["tests"]], "classic." + f["names"][0], "")
+    return Item(
+        sub(doc),
+        name,
+        list(params),
+        [sub(b) for b in f["body"]],
+        [f"assert({t})" for t in f["tests"]],
+        "classic." + f["names"][0],
+        "",
+    )

@@ -1,4 +1,5 @@
 """The item type shared by all families, and the conversion of test values to Lua source."""
+
 from dataclasses import dataclass, field
 
 SAME = """local function same(a, b)
@@ -13,14 +14,15 @@ end
 @dataclass
 class Item:
     """One function: what its comment says, its code, and test calls with their expected results."""
-    doc: str                      # starts with a verb: "returns the sum of ..."
+
+    doc: str  # starts with a verb: "returns the sum of ..."
     name: str
     params: list
-    body: list                    # lines, indented relative to the function
-    cases: list                   # (list of arguments, expected result), or a string of Lua asserts using NAME
+    body: list  # lines, indented relative to the function
+    cases: list  # (list of arguments, expected result), or a string of Lua asserts using NAME
     family: str
-    combo: str = ""               # which parts are combined; split decides on it
-    meta: dict = field(default_factory=dict)   # a single predicate, for files that move it to a helper
+    combo: str = ""  # which parts are combined; split decides on it
+    meta: dict = field(default_factory=dict)  # a single predicate, for files that move it to a helper
 
     def signature(self, local=True):
         return f"{'local ' if local else ''}function {self.name}({', '.join(self.params)})"
@@ -66,15 +68,16 @@ def lua(v):
 @dataclass
 class Part:
     """An instantiated grammar part: a predicate or a mapping on one variable."""
+
     key: str
     phrase: str
-    expr: object                  # variable name -> Lua expression
-    fn: object                    # (value, env of extra parameters) -> Python value
-    tag: str                      # piece of a function name
-    post: bool = False            # the phrase follows the noun ("numbers above 3")
-    params: dict = field(default_factory=dict)   # extra parameter -> sample values
-    said: str = ""                # for predicates: "is even"; for mappings: participle "squared"
-    one: str = ""                 # mapping of one value: "the square of {v}"
+    expr: object  # variable name -> Lua expression
+    fn: object  # (value, env of extra parameters) -> Python value
+    tag: str  # piece of a function name
+    post: bool = False  # the phrase follows the noun ("numbers above 3")
+    params: dict = field(default_factory=dict)  # extra parameter -> sample values
+    said: str = ""  # for predicates: "is even"; for mappings: participle "squared"
+    one: str = ""  # mapping of one value: "the square of {v}"
 
 
 def indent(lines):

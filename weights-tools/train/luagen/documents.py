@@ -1,4 +1,5 @@
 """Training documents: single functions, files, edits and chats, as lists of (text, loss weight)."""
+
 import hashlib
 import random
 import re
@@ -7,17 +8,32 @@ from . import classics, numbers, scalars, words
 from .core import Item
 
 HELD_PERCENT = 10
-LOW, NAME = 0.1, 0.3                    # loss weights of comments and signatures; bodies weigh 1
+LOW, NAME = 0.1, 0.3  # loss weights of comments and signatures; bodies weigh 1
 HEAD, END, EOT = "<|header_start|>", "<|header_end|>", "<|eot|>"
 SMALLTALK = [
-    (("Hello", "Hi", "Hi there", "Hello!", "Good morning"), "Hello! I write small Lua functions. Tell me what the function should do."),
-    (("Who are you?", "What are you?", "What is your name?"), "I am tiny-maverick, a very small language model that writes short Lua functions."),
-    (("What can you do?", "How can you help me?", "Help"), "I can write short Lua functions about numbers, lists, strings and tables. Try: Write a Lua function that returns the sum of a list."),
+    (
+        ("Hello", "Hi", "Hi there", "Hello!", "Good morning"),
+        "Hello! I write small Lua functions. Tell me what the function should do.",
+    ),
+    (
+        ("Who are you?", "What are you?", "What is your name?"),
+        "I am tiny-maverick, a very small language model that writes short Lua functions.",
+    ),
+    (
+        ("What can you do?", "How can you help me?", "Help"),
+        "I can write short Lua functions about numbers, lists, strings and tables. Try: Write a Lua function that returns the sum of a list.",
+    ),
     (("Thanks", "Thank you", "Thanks!", "Great, thanks"), "You are welcome."),
     (("Bye", "Goodbye", "See you"), "Goodbye!"),
     (("How are you?", "How do you do?"), "I am fine, thank you. Which Lua function do you need?"),
-    (("What is Lua?", "Tell me about Lua."), "Lua is a small, fast scripting language that is easy to embed in other programs."),
-    (("What is a table in Lua?", "What is a Lua table?"), "A table is the only data structure of Lua: it maps keys to values and also serves as a list."),
+    (
+        ("What is Lua?", "Tell me about Lua."),
+        "Lua is a small, fast scripting language that is easy to embed in other programs.",
+    ),
+    (
+        ("What is a table in Lua?", "What is a Lua table?"),
+        "A table is the only data structure of Lua: it maps keys to values and also serves as a list.",
+    ),
 ]
 
 
@@ -36,7 +52,11 @@ def item(rng, held=False, mods=None):
 
 def function(it, local, w=1.0):
     """Segments of one documented function."""
-    return [(f"-- {it.doc}\n", LOW * w), (it.signature(local) + "\n", NAME * w), ("\n".join(["  " + b for b in it.body] + ["end"]) + "\n", w)]
+    return [
+        (f"-- {it.doc}\n", LOW * w),
+        (it.signature(local) + "\n", NAME * w),
+        ("\n".join(["  " + b for b in it.body] + ["end"]) + "\n", w),
+    ]
 
 
 def single(rng):
@@ -62,9 +82,23 @@ def helper_pair(rng, local):
     pred, arg = it.meta["pred"], rng.choice(["n", "x"])
     name = "is_" + pred.tag
     expr = pred.expr(arg)
-    help_item = Item(f"returns true if {arg} {pred.said}", name, [arg], ["return " + (expr[1:-1] if pred.key == "outside" else expr)], [], "")
+    help_item = Item(
+        f"returns true if {arg} {pred.said}",
+        name,
+        [arg],
+        ["return " + (expr[1:-1] if pred.key == "outside" else expr)],
+        [],
+        "",
+    )
     call = f"{name}({it.meta['var']})"
-    use = Item(f"{it.doc}, using {name}", it.name, it.params, [b.replace(f"({it.meta['cond']})", call).replace(it.meta["cond"], call) for b in it.body], [], "")
+    use = Item(
+        f"{it.doc}, using {name}",
+        it.name,
+        it.params,
+        [b.replace(f"({it.meta['cond']})", call).replace(it.meta["cond"], call) for b in it.body],
+        [],
+        "",
+    )
     return function(help_item, local) + [("\n", 1.0)] + function(use, local)
 
 
@@ -75,11 +109,23 @@ def edited(rng):
         for _ in range(50):
             seed = rng.randrange(1 << 30)
             src, pk, mk, rk = numbers.sample(rng)
-            parts = [src, pk, mk, rk], [src, [rng.choice(numbers.PREDICATES)] if rng.random() < 0.5 else pk, mk, rng.choice(["sum", "product", "max", "min", "list", "average"])]
+            parts = [src, pk, mk, rk], [
+                src,
+                [rng.choice(numbers.PREDICATES)] if rng.random() < 0.5 else pk,
+                mk,
+                rng.choice(["sum", "product", "max", "min", "list", "average"]),
+            ]
             if src == "map" and parts[1][3] == "list":
                 continue
             a, b = (numbers.make(random.Random(seed), p) for p in parts)
-            if a and b and a.params == b.params and a.body != b.body and not held_out(a.combo) and not held_out(b.combo):
+            if (
+                a
+                and b
+                and a.params == b.params
+                and a.body != b.body
+                and not held_out(a.combo)
+                and not held_out(b.combo)
+            ):
                 b.name = a.name
                 return a, b.doc, b
     it = item(rng)
@@ -87,7 +133,11 @@ def edited(rng):
     if kind == "param":
         old = it.params[0]
         new = rng.choice(["input", "arg", "value0", "source", "my_" + old, "the_" + old])
-        return it, f"rename the parameter {old} to {new}", Item(it.doc, it.name, [new] + it.params[1:], swap(old, new), [], "")
+        return (
+            it,
+            f"rename the parameter {old} to {new}",
+            Item(it.doc, it.name, [new] + it.params[1:], swap(old, new), [], ""),
+        )
     new = item(rng).name + rng.choice(["", "", "_2", "_fast", "_new"])
     return it, f"rename {it.name} to {new}", Item(it.doc, new, it.params, swap(it.name, new), [], "")
 
@@ -105,8 +155,17 @@ def request(rng, it):
     sig = f"{it.name}({', '.join(it.params)})"
     if it.doc.startswith("if "):
         return f"Write a Lua function {sig}: {it.doc}."
-    plain = [f"Write a Lua function that {it.doc}.", f"Write a function that {it.doc}.", f"Write a Lua function which {it.doc}", f"I need a Lua function that {it.doc}."]
-    named = [f"Write a Lua function {sig} that {it.doc}.", f"Write a Lua function named {it.name} that {it.doc}.", f"Please write a function {sig} that {it.doc}."]
+    plain = [
+        f"Write a Lua function that {it.doc}.",
+        f"Write a function that {it.doc}.",
+        f"Write a Lua function which {it.doc}",
+        f"I need a Lua function that {it.doc}.",
+    ]
+    named = [
+        f"Write a Lua function {sig} that {it.doc}.",
+        f"Write a Lua function named {it.name} that {it.doc}.",
+        f"Please write a function {sig} that {it.doc}.",
+    ]
     return rng.choice(plain + named)
 
 
@@ -122,20 +181,35 @@ def chat(rng):
         if rng.random() < 0.5:
             return out
     if rng.random() < 0.2:
-        out = [(f"{HEAD}system{END}\n\n" + rng.choice(["You are a helpful assistant.", "You write Lua code.", "You are a Lua programmer."]) + EOT, LOW)] + out
+        out = [
+            (
+                f"{HEAD}system{END}\n\n"
+                + rng.choice(["You are a helpful assistant.", "You write Lua code.", "You are a Lua programmer."])
+                + EOT,
+                LOW,
+            )
+        ] + out
     if rng.random() < 0.2:
         a, what, b = edited(rng)
-        ask = f"Change this function so that it {what}." if what.startswith(("returns", "counts", "c")) else f"{what[0].upper()}{what[1:]}."
+        ask = (
+            f"Change this function so that it {what}."
+            if what.startswith(("returns", "counts", "c"))
+            else f"{what[0].upper()}{what[1:]}."
+        )
         return out + turn("user", f"{ask}\n\n{fenced(a.code())}", LOW) + turn("assistant", fenced(b.code()), 1.0)
     it = item(rng, mods=[40, 22, 15, 30])
     out += turn("user", request(rng, it), LOW) + turn("assistant", fenced(it.code()), 1.0)
     if rng.random() < 0.15:
         new = rng.choice(["helper", "my_function", item(rng).name])
         if rng.random() < 0.5:
-            out += turn("user", rng.choice(["Add a comment.", "Please add a comment.", "Document it."]), LOW) + turn("assistant", fenced(it.text()), 1.0)
+            out += turn("user", rng.choice(["Add a comment.", "Please add a comment.", "Document it."]), LOW) + turn(
+                "assistant", fenced(it.text()), 1.0
+            )
         else:
             renamed = Item(it.doc, new, it.params, [re.sub(rf"\b{it.name}\b", new, b) for b in it.body], [], "")
-            out += turn("user", rng.choice([f"Call it {new}.", f"Rename it to {new}.", f"Please name it {new} instead."]), LOW) + turn("assistant", fenced(renamed.code()), 1.0)
+            out += turn(
+                "user", rng.choice([f"Call it {new}.", f"Rename it to {new}.", f"Please name it {new} instead."]), LOW
+            ) + turn("assistant", fenced(renamed.code()), 1.0)
     return out
 
 
