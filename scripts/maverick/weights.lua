@@ -63,8 +63,11 @@ function Plan:experts_fused(c, L, prefix)
     view = function(t) return t:transpose(2, 3) end } })
 end
 
---- Experts, a tensor each: already output-major.
-function Plan:experts_split(c, L, prefix)
+--- Experts, a tensor each: already output-major. Their number comes from a stranger's config: when the last one is missing, it
+--- alone is planned, and reported.
+function Plan:experts_split(c, L, prefix, files)
+  local last = ("%s%d.gate_proj.weight"):format(prefix, c.experts - 1)
+  if not files:has(last) then return self:whole(L, "expert_gate", true, last, c.expert_size, c.hidden) end
   local function each(name, N, K)
     local parts = {}
     for e = 1, c.experts do
@@ -98,7 +101,7 @@ local function plan_model(c, files, prefix)
       plan:whole(L, "router", false, ffn .. "router.weight", c.experts, c.hidden)
       plan:feed_forward(c, L, ffn .. "shared_expert.", c.expert_size)
       local split = not files:has(ffn .. "experts.gate_up_proj") and files:has(ffn .. "experts.0.gate_proj.weight")
-      plan[split and "experts_split" or "experts_fused"](plan, c, L, ffn .. "experts.")
+      plan[split and "experts_split" or "experts_fused"](plan, c, L, ffn .. "experts.", files)
     else
       plan:feed_forward(c, L, ffn, c.dense_size)
     end

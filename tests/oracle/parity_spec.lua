@@ -5,7 +5,9 @@ local maverick = require "mav.maverick"
 
 local LOGITS, HIDDEN = 1e-3, 1e-4 -- bounds of the largest difference over the largest magnitude
 
-local function load(name, device) return assert(maverick.load(golden.model_dir(name), { device = device })) end
+local function load(name, device)
+  return assert(maverick.load(golden.model_dir(name), { device = device, threads = name == "maverick" and 2 or 1 }))
+end
 
 local function forward(model, ids, options)
   local kv, seq = golden.sequence(model, #ids)

@@ -1,10 +1,10 @@
---- The commands, run as a user runs them. MAV_BINARY names the program under test.
+--- The commands, run as a user runs them. The environment variable MAV names the program under test.
 local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
 local support = dofile(here .. "/support.lua")
 local golden = dofile(support.oracle .. "golden.lua")
 local mav = require "mav"
 
-local BINARY = os.getenv "MAV_BINARY"
+local BINARY = os.getenv "MAV"
 
 --- Runs `mav ARGS`: its output, its diagnostics, its exit status.
 local function run(args, input)

@@ -102,6 +102,21 @@ describe("weights", function()
     assert.are.same(expected, logits(model))
   end)
 
+  it("are not planned beyond what the files can hold", function()
+    local before = collectgarbage "count"
+    local model, err = load(function(t, config)
+      for layer = 0, 4 do t[("model.layers.%d.feed_forward.experts.0.gate_proj.weight"):format(layer)] = zeros(32, 64) end
+      for name in pairs(t) do
+        if name:find "gate_up_proj$" then t[name] = nil end
+      end
+      config.num_local_experts, config.num_hidden_layers = 4096, 1024
+      config.moe_layers, config.no_rope_layers = nil, nil
+    end)
+    assert.is_nil(model)
+    assert.is_truthy(tostring(err):find("missing", 1, true), tostring(err))
+    assert.is_true(collectgarbage "count" - before < 64 * 1024)
+  end)
+
   it("keep their storage type, and may be of several", function()
     local model = assert(load())
     assert.are.equal("bf16", model.weights.layers[1].qkv.dtype)

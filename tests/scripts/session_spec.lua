@@ -1,5 +1,5 @@
 local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
-local support = dofile(here .. "/../support.lua")
+local support = dofile(here .. "/support.lua")
 local golden = dofile(support.oracle .. "golden.lua")
 local maverick = require "mav.maverick"
 
