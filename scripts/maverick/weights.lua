@@ -124,6 +124,16 @@ local function same_shape(a, b)
   return true
 end
 
+--- The file of a directory that holds a tensor, for a message; the directory when that cannot be told.
+local function file_of(dir, name)
+  local file = io.open(dir .. "/model.safetensors.index.json", "rb")
+  if not file then return dir .. "/model.safetensors" end
+  local ok, index = pcall(mav.json.decode, file:read("a"))
+  file:close()
+  local shard = ok and type(index) == "table" and type(index.weight_map) == "table" and index.weight_map[name]
+  return type(shard) == "string" and dir .. "/" .. shard or dir
+end
+
 --- Names the tensors that are missing, then those of a wrong shape or type.
 local function check_tensors(plan, files, dir)
   local missing, used, bytes = {}, {}, 0
@@ -143,10 +153,11 @@ local function check_tensors(plan, files, dir)
     for _, part in ipairs(entry.parts) do
       local info = files:info(part.name)
       if not same_shape(info.shape, part.shape) then
-        fault.raise("SHAPE", dir, "tensor %s has shape %s; config.json asks for %s", part.name, fault.shape(info.shape), fault.shape(part.shape))
+        fault.raise("SHAPE", file_of(dir, part.name), "tensor %s has shape %s; config.json asks for %s", part.name,
+          fault.shape(info.shape), fault.shape(part.shape))
       end
       if not FLOATS[info.dtype] then
-        fault.raise("DTYPE", dir, "tensor %s is %s; f32, bf16 or f16 is allowed", part.name, info.dtype)
+        fault.raise("DTYPE", file_of(dir, part.name), "tensor %s is %s; f32, bf16 or f16 is allowed", part.name, info.dtype)
       end
       part.dtype = info.dtype
     end

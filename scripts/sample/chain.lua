@@ -82,7 +82,7 @@ local function new(options)
       end
     end
   end
-  chain.choose = is_greedy and greedy() or draw(options.seed or 0)
+  chain.choose = is_greedy and greedy or draw(options.seed or 0)
   chain.needs.keys = not is_greedy
   if options.logprobs ~= nil then chain.logprobs = logprobs.check(options.logprobs) end
   return setmetatable(chain, Chain)

@@ -1,6 +1,11 @@
---- The most likely token; the lowest id on ties.
+--- The most likely token; the lowest id on ties. The end of a chain, or a sampler by itself:
+---
+---     model:session { sample = require "mav.sample.greedy" }
 local op = require("mav").op
 
-local step = { text = "greedy", apply = function(logits) return op.argmax { x = logits } end }
+local function best(logits) return op.argmax { x = logits } end
 
-return function() return step end
+return setmetatable({ text = "greedy", needs = {}, apply = best, observe = function() end }, {
+  __call = function(_, logits) return best(logits) end,
+  __tostring = function() return "greedy" end,
+})

@@ -86,6 +86,9 @@ describe("session", function()
     local s <close> = model:session { sample = function(logits) return op.argmax { x = logits } end }
     s:complete(prompt, { max_tokens = 9, ignore_eos = true })
     assert.are.same({ table.unpack(expected, 1, 9) }, tail(s, 9))
+    local b <close> = model:session { sample = require "mav.sample.greedy" }
+    b:complete(prompt, { max_tokens = 9, ignore_eos = true })
+    assert.are.same({ table.unpack(expected, 1, 9) }, tail(b, 9))
   end)
 
   it("stops at eos, at max_tokens, at a full context and at strings", function()
