@@ -1,10 +1,13 @@
 /* tests/core/test_safetensors.c - good files, every way to lie, writing and reading back, failing memory. */
+#include <errno.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/resource.h>
 
-#include <cmocka.h> /* after the four it needs */
+#include <cmocka.h>
 
 #include "mav.h"
 #include "mem.h"
@@ -261,6 +264,21 @@ static void test_write(void **state) {
   assert_non_null(strstr(diag.text, "tensor \"z\""));
   assert_int_equal(scratch_files(), 2);
   mav_tensor_release(turned);
+
+  /* A write that stops half way leaves the old file and nothing else. */
+  struct rlimit kept, small = {.rlim_cur = 100, .rlim_max = RLIM_INFINITY};
+  assert_int_equal(getrlimit(RLIMIT_FSIZE, &kept), 0);
+  small.rlim_max = kept.rlim_max;
+  signal(SIGXFSZ, SIG_IGN);
+  setrlimit(RLIMIT_FSIZE, &small);
+  mav_err err = mav_safetensors_write(scratch_path("one"), 7, names, t, &diag);
+  setrlimit(RLIMIT_FSIZE, &kept);
+  signal(SIGXFSZ, SIG_DFL);
+  assert_int_equal(err, MAV_ERR_IO);
+  assert_int_equal(diag.native, EFBIG);
+  assert_int_equal(scratch_files(), 2);
+  assert_int_equal(read_all(scratch_path("one"), two, sizeof two), n);
+  assert_memory_equal(one, two, n);
 
   for (int i = 0; i < 7; i++) mav_tensor_release(t[i]);
   mav_runtime_release(rt);

@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <cmocka.h> /* after the four it needs */
+#include <cmocka.h>
 
 #include "mav.h"
 #include "mem.h"
