@@ -105,7 +105,8 @@ local function print_profile(s)
 end
 
 local function print_table(r)
-  print(("model %s, dtype %s, %s %s, %d threads, memory %.1f GB/s"):format(r.model, r.dtype, r.device, r.isa, r.threads, r.bandwidth_gb_per_s))
+  print(("model %s, dtype %s, %s %s, %d threads, memory %.1f GB/s"):format(r.model, r.dtype, r.device, r.isa, r.threads,
+    r.bandwidth_gb_per_s))
   local d = r.decode
   print(("decode   %9.1f tokens/s   %9.1f us a step (p99 %.1f)   %.2f MB a step   %.2f GB/s, %.0f%% of the memory's   Lua %.2f us"):format(
     d.tokens_per_s, d.us_per_step, d.us_per_step_p99, d.bytes_per_step / 1e6, d.gb_per_s, 100 * d.bandwidth_share, r.lua_us_per_step))

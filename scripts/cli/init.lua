@@ -112,12 +112,8 @@ end
 --- models/tiny-maverick here, or beside the scripts; nil when there is none.
 function cli.default_model()
   if is_model(DEFAULT_MODEL) then return DEFAULT_MODEL end
-  local here = package.searchpath and package.searchpath("mav.cli", package.path)
-  local source = debug.getinfo(1, "S").source
-  for _, path in ipairs { source:match("^@(.*)scripts/cli/init%.lua$") or false, here and here:match("^(.*)scripts/cli/init%.lua$") or false } do
-    if path and is_model(path .. DEFAULT_MODEL) then return path .. DEFAULT_MODEL end
-  end
-  return nil
+  local root = debug.getinfo(1, "S").source:match("^@(.*)scripts/cli/init%.lua$")
+  return root and is_model(root .. DEFAULT_MODEL) and root .. DEFAULT_MODEL or nil
 end
 
 --- Adds --model, and unless `device` is false the options of the runtime.
@@ -172,7 +168,8 @@ function cli.sample_options(parser)
   parser:option("--top-p", "keep the most likely tokens that add up to P"):argname("P"):convert(cli.number)
   parser:option("--min-p", "drop tokens less likely than P times the best"):argname("P"):convert(cli.number)
   parser:option("--repetition-penalty", "above 1: ids that occurred become less likely"):argname("X"):convert(cli.number)
-  parser:option("--logit-bias", "add VALUE to a token's logit; -inf forbids it; may be repeated"):argname("ID=VALUE"):count("*"):convert(bias)
+  parser:option("--logit-bias", "add VALUE to a token's logit; -inf forbids it; may be repeated"):argname("ID=VALUE"):count("*")
+    :convert(bias)
   parser:option("--seed", "of the noise; the same seed gives the same text"):argname("N"):convert(cli.integer(0))
 end
 

@@ -168,7 +168,8 @@ local function read_rope(reader, text)
   if is_null(kind) then kind = scaling.type end
   if is_null(kind) or kind == "default" then return rope end
   if kind ~= "llama3" then
-    fault.raise("UNSUPPORTED", reader.file, "%s%s.rope_type %s is not supported; default and llama3 are", reader.prefix, key, fault.show(kind))
+    fault.raise("UNSUPPORTED", reader.file, "%s%s.rope_type %s is not supported; default and llama3 are",
+      reader.prefix, key, fault.show(kind))
   end
   reader = reader:within(key .. ".")
   rope.factor = reader:value(scaling, { key = "factor", kind = "number", least = 1, most = 1e6 })

@@ -177,7 +177,8 @@ local function check_unexpected(used, files, dir, prefix, c)
   end
   if #extra > 0 then
     table.sort(extra)
-    fault.raise("UNSUPPORTED", dir, "%d tensor%s with no place in this architecture: %s", #extra, #extra == 1 and "" or "s", join_some(extra, ", "))
+    fault.raise("UNSUPPORTED", dir, "%d tensor%s with no place in this architecture: %s", #extra, #extra == 1 and "" or "s",
+      join_some(extra, ", "))
   end
 end
 

@@ -120,7 +120,9 @@ end
 
 --- Forgets everything after the first n tokens.
 function Session:truncate(n)
-  if math.type(n) ~= "integer" or n < 0 or n > self.length then error("truncate: a length from 0 to " .. self.length .. " is allowed", 2) end
+  if math.type(n) ~= "integer" or n < 0 or n > self.length then
+    error("truncate: a length from 0 to " .. self.length .. " is allowed", 2)
+  end
   local keep = math.max(math.min(n - 1, #self.seq), 0)
   if keep < self.seq.floor then keep = 0 end -- chunked layers dropped what lies there: start over
   if keep == 0 then

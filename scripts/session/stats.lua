@@ -64,7 +64,8 @@ function Summary:__tostring()
   if self.prompt_tokens > 0 then
     out[#out + 1] = line("prompt: %d tokens, %.1f tokens/s", self.prompt_tokens, self.prompt_tokens_per_s)
   end
-  out[#out + 1] = line("output: %d tokens, %.1f tokens/s/user, first after %.1f ms", self.output_tokens, self.tokens_per_s or 0, self.first_token_ms)
+  out[#out + 1] = line("output: %d tokens, %.1f tokens/s/user, first after %.1f ms", self.output_tokens,
+    self.tokens_per_s or 0, self.first_token_ms)
   out[#out + 1] = line("step: %.1f us median, %.1f us p99; Lua %.1f us, caller %.1f us", self.step_us_median, self.step_us_p99,
     self.lua_us_per_step, self.caller_us_per_step)
   local read = line("read: %.2f MB a step, %.2f GB/s", self.bytes_per_step / 1e6, self.gb_per_s)

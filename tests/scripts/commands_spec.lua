@@ -92,7 +92,8 @@ describe_commands("commands", function()
   end)
 
   it("chat: several turns, commands, the end of input", function()
-    local out, err, status = run("chat --max-tokens 4 --system 'Be brief.' " .. model, "Hello!\nAgain.\n/reset\nOnce more.\n/help\n/quit\nnot read\n")
+    local out, err, status = run("chat --max-tokens 4 --system 'Be brief.' " .. model,
+      "Hello!\nAgain.\n/reset\nOnce more.\n/help\n/quit\nnot read\n")
     assert.are.equal(0, status, err)
     assert.is_truthy(err:find("/reset", 1, true))
     assert.are.equal(6, select(2, out:gsub("> ", "> ")))

@@ -140,7 +140,9 @@ describe("config", function()
       { "Llama5ForCausalLM", function(raw) raw.architectures = { "Llama5ForCausalLM" } end },
       { "mixtral", function(raw) raw.architectures, raw.model_type = nil, "mixtral" end },
       { "yarn", function(raw) raw.rope_scaling = { rope_type = "yarn", factor = 2 } end },
-      { "compressed-tensors float-quantized", function(raw) raw.quantization_config = { quant_method = "compressed-tensors", format = "float-quantized" } end },
+      { "compressed-tensors float-quantized", function(raw)
+        raw.quantization_config = { quant_method = "compressed-tensors", format = "float-quantized" }
+      end },
       { "modelopt", function(raw) raw.quantization_config = { quant_method = "modelopt", quant_algo = "FP8" } end },
     }
     for _, case in ipairs(cases) do
