@@ -9,6 +9,23 @@ local chat_template = {}
 
 local BEGIN, HEADER, HEADER_END, END = "<|begin_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>"
 
+--- White space beyond ASCII's, which a template's trim removes too.
+local WIDE_SPACES = {}
+for _, c in ipairs { 0x85, 0xA0, 0x1680, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000 } do WIDE_SPACES[#WIDE_SPACES + 1] = utf8.char(c) end
+for c = 0x2000, 0x200A do WIDE_SPACES[#WIDE_SPACES + 1] = utf8.char(c) end
+
+local function trim(text)
+  local before
+  repeat
+    before, text = #text, text:match("^[%s\x1c-\x1f]*(.-)[%s\x1c-\x1f]*$")
+    for _, space in ipairs(WIDE_SPACES) do
+      if text:sub(1, #space) == space then text = text:sub(#space + 1) end
+      if text:sub(-#space) == space then text = text:sub(1, -#space - 1) end
+    end
+  until #text == before
+  return text
+end
+
 local function text_of(message, i)
   local content = message.content
   if type(content) == "string" then return content end
@@ -26,7 +43,7 @@ local function pieces(messages, options, emit)
   for i, message in ipairs(messages) do
     if type(message.role) ~= "string" then error(("message %d: role must be a string"):format(i), 0) end
     local text = text_of(message, i)
-    if i == 1 and message.role == "system" then text = text:match("^%s*(.-)%s*$") end
+    if i == 1 and message.role == "system" then text = trim(text) end
     emit(HEADER, true)
     emit(message.role, false)
     emit(HEADER_END, true)

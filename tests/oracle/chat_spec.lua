@@ -43,3 +43,12 @@ for file, model in pairs { ["tokenizer_cases.json"] = "maverick", ["tokenizer_ca
     end)
   end)
 end
+
+describe("chat template", function()
+  it("trims the first system message as Python does", function()
+    for _, case in ipairs { { "\u{3000} \n\u{A0}a b\u{2003}\t", "a b" }, { " \u{85} ", "" }, { "\xff x ", "\xff x" }, { "\x1ca", "a" } } do
+      local text = chat_template.render({ { role = "system", content = case[1] } }, { begin = false })
+      assert.are.equal("<|header_start|>system<|header_end|>\n\n" .. case[2] .. "<|eot|>", text)
+    end
+  end)
+end)
