@@ -35,8 +35,10 @@ static bool is_world(mav_err e) {
     case MAV_ERR_FORMAT:
     case MAV_ERR_UNSUPPORTED:
     case MAV_ERR_FULL:
-    case MAV_ERR_DEVICE: return true;
-    default: return false;
+    case MAV_ERR_DEVICE:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -113,8 +115,8 @@ void lmav_open_err(lua_State *L) {
   }
   lua_pop(L, 1);
   lua_newtable(L);
-#define X(name, code, text)    \
-  lua_pushliteral(L, text);    \
+#define X(name, code, text) \
+  lua_pushliteral(L, text); \
   lua_setfield(L, -2, #name);
   MAV_ERR_MAP(X)
 #undef X

@@ -32,8 +32,8 @@ static const struct {
 } kinds[LMAV_KIND_COUNT] = {
     [LMAV_RUNTIME] = {"mav.runtime", release_runtime, 0},
     [LMAV_TENSOR] = {"mav.tensor", release_tensor, 0},
-    [LMAV_ROWS] = {"mav.rows", release_rows, 1},   /* 1: ids */
-    [LMAV_KV] = {"mav.kv", release_kv, 1},         /* 1: layer handles */
+    [LMAV_ROWS] = {"mav.rows", release_rows, 1}, /* 1: ids */
+    [LMAV_KV] = {"mav.kv", release_kv, 1},       /* 1: layer handles */
     [LMAV_LAYER] = {"mav.kv.layer", release_kv, 0},
     [LMAV_SEQUENCE] = {"mav.sequence", release_kv, 0},
     [LMAV_GRAPH] = {"mav.graph", release_graph, 2}, /* 1: outputs, 2: rows */

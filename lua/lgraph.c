@@ -53,7 +53,8 @@ static int capture(lua_State *L) {
   lua_createtable(L, last - first + 1, 0);
   for (int i = first; i <= last; i++) {
     lmav_object *t = lmav_test(L, i, LMAV_TENSOR);
-    if (!t || !t->p) return luaL_error(L, "the captured function returned %s as value %d: tensors expected", luaL_tolstring(L, i, NULL), i - first + 1);
+    if (!t || !t->p)
+      return luaL_error(L, "the captured function returned %s as value %d: tensors expected", luaL_tolstring(L, i, NULL), i - first + 1);
     keep(L, u->p, t->p);
     lua_pushvalue(L, i);
     lua_rawseti(L, -2, i - first + 1);
@@ -119,8 +120,7 @@ static int graph_new(lua_State *L) {
   int running = lua_gc(L, LUA_GCISRUNNING);
   lua_gc(L, LUA_GCSTOP);
   int status = lua_pcall(L, 3, 1, 5);
-  if (status == LUA_OK)
-    err = mav_graph_end(g);
+  if (status == LUA_OK) err = mav_graph_end(g);
   if (status != LUA_OK || err) mav_graph_abort(g);
   state->capture = NULL;
   state->capture_rt = NULL;

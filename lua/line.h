@@ -5,7 +5,7 @@
 #include <lua.h>
 #include <stdbool.h>
 
-void line_open(lua_State *L);   /* an interactive session begins: loads the history */
+void line_open(lua_State *L);        /* an interactive session begins: loads the history */
 char *line_read(const char *prompt); /* without its newline, to be freed; NULL: end of input */
 void line_remember(const char *line);
 

@@ -119,14 +119,29 @@ static bool escape(decoder *d, luaL_Buffer *b) {
   switch (c) {
     case '"':
     case '\\':
-    case '/': luaL_addchar(b, c); return true;
-    case 'b': luaL_addchar(b, '\b'); return true;
-    case 'f': luaL_addchar(b, '\f'); return true;
-    case 'n': luaL_addchar(b, '\n'); return true;
-    case 'r': luaL_addchar(b, '\r'); return true;
-    case 't': luaL_addchar(b, '\t'); return true;
-    case 'u': break;
-    default: d->at--; return fail(d, "unknown escape");
+    case '/':
+      luaL_addchar(b, c);
+      return true;
+    case 'b':
+      luaL_addchar(b, '\b');
+      return true;
+    case 'f':
+      luaL_addchar(b, '\f');
+      return true;
+    case 'n':
+      luaL_addchar(b, '\n');
+      return true;
+    case 'r':
+      luaL_addchar(b, '\r');
+      return true;
+    case 't':
+      luaL_addchar(b, '\t');
+      return true;
+    case 'u':
+      break;
+    default:
+      d->at--;
+      return fail(d, "unknown escape");
   }
   if (!hex4(d, &code)) return false;
   if (code >= 0xdc00 && code < 0xe000) return fail(d, "low surrogate without a high one");
@@ -282,9 +297,12 @@ static bool decode_value(decoder *d, int depth) {
   skip_space(d);
   if (d->at == d->end) return fail(d, "value expected, got the end");
   switch (*d->at) {
-    case '{': return decode_object(d, depth - 1);
-    case '[': return decode_array(d, depth - 1);
-    case '"': return decode_string(d);
+    case '{':
+      return decode_object(d, depth - 1);
+    case '[':
+      return decode_array(d, depth - 1);
+    case '"':
+      return decode_string(d);
     case 't':
     case 'f':
       lua_pushboolean(d->L, *d->at == 't');
@@ -293,7 +311,8 @@ static bool decode_value(decoder *d, int depth) {
       if (!decode_word(d, "null")) return false;
       lua_getfield(d->L, LUA_REGISTRYINDEX, NULL_NAME);
       return true;
-    default: return decode_number(d);
+    default:
+      return decode_number(d);
   }
 }
 
@@ -336,7 +355,7 @@ static int json_decode(lua_State *L) {
 /* Text grows in a userdata at a fixed index: values are pushed above it (a luaL_Buffer would want the top). */
 typedef struct writer {
   lua_State *L;
-  char *text;      /* memory of the userdata at index `box` */
+  char *text; /* memory of the userdata at index `box` */
   size_t used, cap;
   int box, indent;
 } writer;
@@ -379,11 +398,21 @@ static void encode_string(writer *w, const char *s, size_t n) {
     }
     s++;
     switch (c) {
-      case '"': put(w, "\\\"", 2); break;
-      case '\\': put(w, "\\\\", 2); break;
-      case '\n': put(w, "\\n", 2); break;
-      case '\r': put(w, "\\r", 2); break;
-      case '\t': put(w, "\\t", 2); break;
+      case '"':
+        put(w, "\\\"", 2);
+        break;
+      case '\\':
+        put(w, "\\\\", 2);
+        break;
+      case '\n':
+        put(w, "\\n", 2);
+        break;
+      case '\r':
+        put(w, "\\r", 2);
+        break;
+      case '\t':
+        put(w, "\\t", 2);
+        break;
       default: {
         char code[6] = {'\\', 'u', '0', '0', digits[c >> 4], digits[c & 15]};
         put(w, code, 6);
@@ -492,7 +521,9 @@ static void encode_value(writer *w, int depth) {
   size_t n;
   const char *s;
   switch (lua_type(L, -1)) {
-    case LUA_TBOOLEAN: put(w, lua_toboolean(L, -1) ? "true" : "false", lua_toboolean(L, -1) ? 4 : 5); return;
+    case LUA_TBOOLEAN:
+      put(w, lua_toboolean(L, -1) ? "true" : "false", lua_toboolean(L, -1) ? 4 : 5);
+      return;
     case LUA_TNUMBER:
       if (lua_isinteger(L, -1))
         put(w, text, (size_t)snprintf(text, sizeof text, "%lld", (long long)lua_tointeger(L, -1)));
@@ -503,7 +534,9 @@ static void encode_value(writer *w, int depth) {
       s = lua_tolstring(L, -1, &n);
       encode_string(w, s, n);
       return;
-    case LUA_TTABLE: encode_table(w, depth); return;
+    case LUA_TTABLE:
+      encode_table(w, depth);
+      return;
     default:
       lua_getfield(L, LUA_REGISTRYINDEX, NULL_NAME);
       if (!lua_rawequal(L, -1, -2)) luaL_error(L, "json: a %s cannot be written", luaL_typename(L, -2));

@@ -51,7 +51,8 @@ static int kv_new(lua_State *L) {
   o.context_max = lmav_opt_integer(L, 1, "context_max", 0, (lua_Integer)1 << 48, 0);
   int type = lua_getfield(L, 1, "chunk");
   if (type != LUA_TNIL) {
-    if (type != LUA_TTABLE && type != LUA_TNUMBER) return lmav_key_error(L, 1, "chunk", "list or number expected, got %s", luaL_typename(L, -1));
+    if (type != LUA_TTABLE && type != LUA_TNUMBER)
+      return lmav_key_error(L, 1, "chunk", "list or number expected, got %s", luaL_typename(L, -1));
     if (type == LUA_TTABLE && lua_rawlen(L, -1) != (lua_Unsigned)o.layers)
       return lmav_key_error(L, 1, "chunk", "%d layers need as many chunks, got %d", o.layers, (int)lua_rawlen(L, -1));
     int source = lua_gettop(L);
@@ -282,11 +283,8 @@ void lmav_open_kv(lua_State *L) {
   static const luaL_Reg kv_methods[] = {{"layer", kv_layer}, {"sequence", kv_sequence}, {NULL, NULL}};
   static const luaL_Reg kv_meta[] = {{"__tostring", kv_tostring}, {NULL, NULL}};
   static const luaL_Reg layer_meta[] = {{"__tostring", layer_tostring}, {NULL, NULL}};
-  static const luaL_Reg sequence_methods[] = {{"fork", sequence_fork},
-                                              {"truncate", sequence_truncate},
-                                              {"reserve", sequence_reserve},
-                                              {"commit", sequence_commit},
-                                              {NULL, NULL}};
+  static const luaL_Reg sequence_methods[] = {
+      {"fork", sequence_fork}, {"truncate", sequence_truncate}, {"reserve", sequence_reserve}, {"commit", sequence_commit}, {NULL, NULL}};
   static const luaL_Reg sequence_meta[] = {{"__len", sequence_len}, {"__tostring", sequence_tostring}, {NULL, NULL}};
   lmav_new_metatable(L, LMAV_KV, kv_methods, kv_meta, kv_index);
   lmav_new_metatable(L, LMAV_LAYER, NULL, layer_meta, layer_index);

@@ -186,8 +186,7 @@ mav_dtype lmav_check_dtype(lua_State *L, int arg) {
 int lmav_check_shape(lua_State *L, int arg, int64_t shape[MAV_DIMS_MAX]) {
   luaL_checktype(L, arg, LUA_TTABLE);
   lua_Unsigned dims = lua_rawlen(L, arg);
-  if (dims > MAV_DIMS_MAX)
-    luaL_argerror(L, arg, lua_pushfstring(L, "a shape has at most %d dimensions, got %d", MAV_DIMS_MAX, (int)dims));
+  if (dims > MAV_DIMS_MAX) luaL_argerror(L, arg, lua_pushfstring(L, "a shape has at most %d dimensions, got %d", MAV_DIMS_MAX, (int)dims));
   for (int i = 0; i < (int)dims; i++) {
     lua_rawgeti(L, arg, i + 1);
     int is_integer;

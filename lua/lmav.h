@@ -44,8 +44,8 @@ typedef enum lmav_kind {
 
 typedef struct lmav_object {
   lmav_state *state;
-  void *p;           /* the core's object, owned; NULL: closed, or not acquired yet */
-  mav_runtime *rt;   /* borrowed from p; NULL where p has none */
+  void *p;         /* the core's object, owned; NULL: closed, or not acquired yet */
+  mav_runtime *rt; /* borrowed from p; NULL where p has none */
   lmav_kind kind;
   int number;
   bool counted;
@@ -59,12 +59,12 @@ typedef struct lmav_release {
 } lmav_release;
 
 struct lmav_state {
-  mav_graph *capture;       /* the open capture, or NULL; borrowed from its userdata on the capturing stack */
+  mav_graph *capture; /* the open capture, or NULL; borrowed from its userdata on the capturing stack */
   mav_runtime *capture_rt;
-  lmav_release *queue;      /* memory of the state's user value 2; room for every live object */
+  lmav_release *queue; /* memory of the state's user value 2; room for every live object */
   int queued, queue_cap, live;
-  int64_t debt;             /* device bytes allocated since the last collector step */
-  int64_t base;             /* device bytes live after the last full collection */
+  int64_t debt; /* device bytes allocated since the last collector step */
+  int64_t base; /* device bytes live after the last full collection */
   bool relieving;
 };
 
@@ -121,17 +121,17 @@ lmav_object *lmav_check(lua_State *L, int arg, lmav_kind kind);
 lmav_object *lmav_test(lua_State *L, int arg, lmav_kind kind); /* NULL: another kind; may be closed */
 const char *lmav_kind_name(lmav_kind kind);
 void lmav_set(lmav_object *object, void *p, mav_runtime *rt);
-void lmav_drain(lmav_state *state);                /* a safe point; does nothing while capturing */
+void lmav_drain(lmav_state *state); /* a safe point; does nothing while capturing */
 void lmav_charge(lua_State *L, mav_runtime *rt, int64_t bytes);
-bool lmav_relieve(lua_State *L, mav_err err);      /* true: garbage was collected, try once more */
-int lmav_object_gc(lua_State *L);                  /* __gc and __close: queues; upvalue 1 is the kind */
-int lmav_object_close(lua_State *L);               /* method close: queues, then drains */
+bool lmav_relieve(lua_State *L, mav_err err); /* true: garbage was collected, try once more */
+int lmav_object_gc(lua_State *L);             /* __gc and __close: queues; upvalue 1 is the kind */
+int lmav_object_close(lua_State *L);          /* method close: queues, then drains */
 
 /* Calls once more after a collection when memory or room ran out. */
-#define LMAV_TRY_TWICE(L, err, call)                          \
-  do {                                                        \
-    (err) = (call);                                           \
-    if ((err) && lmav_relieve((L), (err))) (err) = (call);    \
+#define LMAV_TRY_TWICE(L, err, call)                       \
+  do {                                                     \
+    (err) = (call);                                        \
+    if ((err) && lmav_relieve((L), (err))) (err) = (call); \
   } while (0)
 
 /* lruntime.c: pushes the runtime that key `runtime` of the options at arg names (0: no options), else the default. */

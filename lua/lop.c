@@ -10,8 +10,8 @@
 
 typedef struct call {
   const mav_op_desc *desc;
-  int op, arg;              /* arg: stack index that errors are charged to */
-  int index[MAV_ARGS_MAX];  /* stack index of each argument's value, 0: not given */
+  int op, arg;             /* arg: stack index that errors are charged to */
+  int index[MAV_ARGS_MAX]; /* stack index of each argument's value, 0: not given */
   mav_arg args[MAV_ARGS_MAX];
 } call;
 

@@ -54,7 +54,8 @@ function Rows:set(i, id, seq, pos, parent, slot) end
 static int rows_set(lua_State *L) {
   lmav_object *u = lmav_check(L, 1, LMAV_ROWS);
   lua_Integer i = luaL_checkinteger(L, 2);
-  if (i < 1 || i > mav_rows_count(u->p)) return luaL_argerror(L, 2, lua_pushfstring(L, "row %I is outside 1..%I", (LUAI_UACINT)i, (LUAI_UACINT)mav_rows_count(u->p)));
+  if (i < 1 || i > mav_rows_count(u->p))
+    return luaL_argerror(L, 2, lua_pushfstring(L, "row %I is outside 1..%I", (LUAI_UACINT)i, (LUAI_UACINT)mav_rows_count(u->p)));
   int32_t id = check_int32(L, 3);
   int32_t seq = lua_type(L, 4) == LUA_TUSERDATA ? lmav_check(L, 4, LMAV_SEQUENCE)->number : check_int32(L, 4);
   int32_t pos = check_int32(L, 5);

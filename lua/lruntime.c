@@ -97,8 +97,8 @@ static int runtime_memory(lua_State *L) {
   mav_memory_stats m;
   mav_runtime_memory(u->p, &m);
   lua_createtable(L, 0, 5);
-#define FIELD(name)                 \
-  lua_pushinteger(L, m.name);       \
+#define FIELD(name)           \
+  lua_pushinteger(L, m.name); \
   lua_setfield(L, -2, #name)
   FIELD(host_bytes_live);
   FIELD(host_allocs);
@@ -148,7 +148,8 @@ static int runtime_index(lua_State *L) {
     case 't':
       if (!strcmp(key, "threads")) return lua_pushinteger(L, mav_runtime_threads(u->p)), 1;
       break;
-    default: break;
+    default:
+      break;
   }
   return 0;
 }

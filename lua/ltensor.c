@@ -87,7 +87,8 @@ static void fill_one(lua_State *L, filler *f) {
     lua_Integer low = f->dtype == MAV_DTYPE_I32 ? INT32_MIN : f->dtype == MAV_DTYPE_U8 ? 0 : INT64_MIN;
     lua_Integer high = f->dtype == MAV_DTYPE_I32 ? INT32_MAX : f->dtype == MAV_DTYPE_U8 ? UINT8_MAX : INT64_MAX;
     if (!exact || i < low || i > high)
-      luaL_error(L, "element %I: %s does not fit into %s", (LUAI_UACINT)(f->next + 1), luaL_tolstring(L, -1, NULL), mav_dtype_name(f->dtype));
+      luaL_error(L, "element %I: %s does not fit into %s", (LUAI_UACINT)(f->next + 1), luaL_tolstring(L, -1, NULL),
+                 mav_dtype_name(f->dtype));
     if (f->data) {
       if (f->dtype == MAV_DTYPE_I32) ((int32_t *)f->data)[f->next] = (int32_t)i;
       if (f->dtype == MAV_DTYPE_I64) ((int64_t *)f->data)[f->next] = i;
@@ -112,7 +113,8 @@ static void fill_level(lua_State *L, filler *f, int level) {
     fill_one(L, f);
     return;
   }
-  if (!lua_istable(L, -1)) luaL_error(L, "element %I: table expected at depth %d, got %s", (LUAI_UACINT)(f->next + 1), level + 1, luaL_typename(L, -1));
+  if (!lua_istable(L, -1))
+    luaL_error(L, "element %I: table expected at depth %d, got %s", (LUAI_UACINT)(f->next + 1), level + 1, luaL_typename(L, -1));
   lua_Integer n = (lua_Integer)lua_rawlen(L, -1);
   if (n != f->shape[level])
     luaL_error(L, "ragged table: %I elements expected at depth %d, got %I", (LUAI_UACINT)f->shape[level], level + 1, (LUAI_UACINT)n);
@@ -217,7 +219,8 @@ static int tensor_new(lua_State *L) {
     while (f.next < f.count) fill_one(L, &f);
   } else if (shaped) {
     fill_flat(L, &f, 0);
-    if (f.next != f.count) return luaL_argerror(L, 1, lua_pushfstring(L, "%I elements expected, got %I", (LUAI_UACINT)f.count, (LUAI_UACINT)f.next));
+    if (f.next != f.count)
+      return luaL_argerror(L, 1, lua_pushfstring(L, "%I elements expected, got %I", (LUAI_UACINT)f.count, (LUAI_UACINT)f.next));
   } else {
     fill_level(L, &f, 0);
   }
@@ -326,11 +329,20 @@ static void push_element(lua_State *L, reader *r) {
   int64_t i = r->next++;
   if (r->data) {
     switch (r->dtype) {
-      case MAV_DTYPE_F32: lua_pushnumber(L, ((const float *)r->data)[i]); return;
-      case MAV_DTYPE_I32: lua_pushinteger(L, ((const int32_t *)r->data)[i]); return;
-      case MAV_DTYPE_I64: lua_pushinteger(L, ((const int64_t *)r->data)[i]); return;
-      case MAV_DTYPE_U8: lua_pushinteger(L, ((const uint8_t *)r->data)[i]); return;
-      default: break;
+      case MAV_DTYPE_F32:
+        lua_pushnumber(L, ((const float *)r->data)[i]);
+        return;
+      case MAV_DTYPE_I32:
+        lua_pushinteger(L, ((const int32_t *)r->data)[i]);
+        return;
+      case MAV_DTYPE_I64:
+        lua_pushinteger(L, ((const int64_t *)r->data)[i]);
+        return;
+      case MAV_DTYPE_U8:
+        lua_pushinteger(L, ((const uint8_t *)r->data)[i]);
+        return;
+      default:
+        break;
     }
   }
   double value;
@@ -395,7 +407,8 @@ static int check_dim(lua_State *L, int arg, const mav_tensor *t) {
 static int64_t check_place(lua_State *L, int arg, int64_t size, int64_t low) {
   lua_Integer at = luaL_checkinteger(L, arg);
   if (at < 0) at += size + 1;
-  if (at < low || at > size + 1 - low) luaL_argerror(L, arg, lua_pushfstring(L, "%I is outside 1..%I", (LUAI_UACINT)luaL_checkinteger(L, arg), (LUAI_UACINT)size));
+  if (at < low || at > size + 1 - low)
+    luaL_argerror(L, arg, lua_pushfstring(L, "%I is outside 1..%I", (LUAI_UACINT)luaL_checkinteger(L, arg), (LUAI_UACINT)size));
   return at;
 }
 
@@ -655,13 +668,22 @@ static int tensor_unm(lua_State *L) {
 }
 
 void lmav_open_tensor(lua_State *L) {
-  static const luaL_Reg methods[] = {
-      {"get", tensor_get},           {"set", tensor_set},           {"count", tensor_count},
-      {"totable", tensor_totable},   {"bytes", tensor_bytes},       {"slice", tensor_slice},
-      {"select", tensor_select},     {"reshape", tensor_reshape},   {"transpose", tensor_transpose},
-      {"contiguous", tensor_contiguous}, {"to", tensor_to},         {"copy_from", tensor_copy_from},
-      {"quantize", tensor_quantize}, {"set_scale", tensor_set_scale}, {"print", tensor_print},
-      {NULL, NULL}};
+  static const luaL_Reg methods[] = {{"get", tensor_get},
+                                     {"set", tensor_set},
+                                     {"count", tensor_count},
+                                     {"totable", tensor_totable},
+                                     {"bytes", tensor_bytes},
+                                     {"slice", tensor_slice},
+                                     {"select", tensor_select},
+                                     {"reshape", tensor_reshape},
+                                     {"transpose", tensor_transpose},
+                                     {"contiguous", tensor_contiguous},
+                                     {"to", tensor_to},
+                                     {"copy_from", tensor_copy_from},
+                                     {"quantize", tensor_quantize},
+                                     {"set_scale", tensor_set_scale},
+                                     {"print", tensor_print},
+                                     {NULL, NULL}};
   static const luaL_Reg meta[] = {{"__len", tensor_len}, {"__tostring", tensor_tostring}, {"__unm", tensor_unm}, {NULL, NULL}};
   static const char *const arithmetic[][2] = {{"__add", "add"}, {"__sub", "sub"}, {"__mul", "mul"}, {"__div", "div"}};
   static const luaL_Reg functions[] = {{"tensor", tensor_new}, {"zeros", tensor_zeros}, {NULL, NULL}};

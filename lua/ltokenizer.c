@@ -53,7 +53,8 @@ static int tokenizer_encode(lua_State *L) {
   size_t bytes;
   const char *text = luaL_checklstring(L, 2, &bytes);
   int arg = lmav_check_options(L, 3, true, keys) ? 3 : 0;
-  int flags = (lmav_opt_boolean(L, arg, "bos", true) ? MAV_ENCODE_BOS : 0) | (lmav_opt_boolean(L, arg, "special", false) ? MAV_ENCODE_SPECIAL : 0);
+  int flags =
+      (lmav_opt_boolean(L, arg, "bos", true) ? MAV_ENCODE_BOS : 0) | (lmav_opt_boolean(L, arg, "special", false) ? MAV_ENCODE_SPECIAL : 0);
   lmav_object *box = lmav_new(L, LMAV_BOX);
   int32_t *ids = NULL;
   size_t count = 0;
@@ -92,7 +93,8 @@ static int tokenizer_decode(lua_State *L) {
     int exact;
     lua_Integer id = lua_tointegerx(L, -1, &exact);
     if (!exact || id < INT32_MIN || id > INT32_MAX)
-      return luaL_argerror(L, 2, lua_pushfstring(L, "element %I: token id expected, got %s", (LUAI_UACINT)(i + 1), luaL_tolstring(L, -1, NULL)));
+      return luaL_argerror(L, 2,
+                           lua_pushfstring(L, "element %I: token id expected, got %s", (LUAI_UACINT)(i + 1), luaL_tolstring(L, -1, NULL)));
     ids[i] = (int32_t)id;
     lua_pop(L, 1);
   }

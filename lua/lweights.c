@@ -238,7 +238,8 @@ static int safetensors_write(lua_State *L) {
   for (; lua_next(L, 2); lua_pop(L, 1), count++) {
     if (lua_type(L, -2) != LUA_TSTRING) return luaL_argerror(L, 2, "names of tensors are strings");
     lmav_object *t = lmav_test(L, -1, LMAV_TENSOR);
-    if (!t || !t->p) return luaL_argerror(L, 2, lua_pushfstring(L, "%s: open mav.tensor expected, got %s", lua_tostring(L, -2), luaL_typename(L, -1)));
+    if (!t || !t->p)
+      return luaL_argerror(L, 2, lua_pushfstring(L, "%s: open mav.tensor expected, got %s", lua_tostring(L, -2), luaL_typename(L, -1)));
   }
   const char **names = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *names, 0);
   mav_tensor **tensors = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof(mav_tensor *), 0);

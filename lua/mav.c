@@ -66,8 +66,10 @@ static int message_handler(lua_State *L) {
       message = lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1));
     }
   }
-  if (!strstr(message, "\nstack traceback:")) luaL_traceback(L, L, message, 1);
-  else lua_pushstring(L, message); /* a capture added one already */
+  if (!strstr(message, "\nstack traceback:"))
+    luaL_traceback(L, L, message, 1);
+  else
+    lua_pushstring(L, message); /* a capture added one already */
   return 1;
 }
 
@@ -107,7 +109,9 @@ static int run_chunk(lua_State *L, int status) {
   return report(L, status);
 }
 
-static int run_string(lua_State *L, const char *text, const char *name) { return run_chunk(L, luaL_loadbuffer(L, text, strlen(text), name)); }
+static int run_string(lua_State *L, const char *text, const char *name) {
+  return run_chunk(L, luaL_loadbuffer(L, text, strlen(text), name));
+}
 
 /* -l module, -l global=module. */
 static int run_library(lua_State *L, const char *text) {
@@ -226,28 +230,29 @@ static bool is_incomplete(lua_State *L, int status) {
   return true;
 }
 
-/* Pushes one line; false: end of input. "=x" means "return x". */
+/* Pushes one line; false: end of input. */
 static bool push_line(lua_State *L, bool first) {
   char *line = read_line(L, first);
   if (!line) return false;
-  if (first && line[0] == '=')
-    lua_pushfstring(L, "return %s", line + 1);
-  else
-    lua_pushstring(L, line);
-  if (first) line_remember(line);
+  lua_pushstring(L, line);
   free(line);
   return true;
 }
 
-/* Loads one statement or expression, over as many lines as it takes; -1: end of input. Leaves the chunk, or a message. */
+/* Loads one statement or expression, over as many lines as it takes; -1: end of input. "=x" means "return x".
+ * Leaves the chunk, or a message. */
 static int load_line(lua_State *L) {
   lua_settop(L, 0);
   if (!push_line(L, true)) return -1;
+  bool equals = *lua_tostring(L, 1) == '=';
+  if (equals) {
+    lua_pushfstring(L, "return %s", lua_tostring(L, 1) + 1);
+    lua_replace(L, 1);
+  }
   size_t n;
   const char *text = lua_pushfstring(L, "return %s", lua_tostring(L, 1));
   int status = luaL_loadbuffer(L, text, strlen(text), "=stdin");
   lua_remove(L, 2);
-  bool more = false;
   while (status != LUA_OK) {
     lua_settop(L, 1);
     text = lua_tolstring(L, 1, &n);
@@ -257,13 +262,14 @@ static int load_line(lua_State *L) {
       status = luaL_loadbuffer(L, text, n, "=stdin"); /* its message */
       break;
     }
-    more = true;
     lua_pushliteral(L, "\n");
     lua_insert(L, -2);
     lua_concat(L, 3);
     status = LUA_ERRSYNTAX;
   }
-  if (more) line_remember(lua_tostring(L, 1));
+  text = lua_tostring(L, 1);
+  line_remember(equals ? lua_pushfstring(L, "=%s", text + sizeof "return " - 1) : text);
+  if (equals) lua_pop(L, 1);
   lua_remove(L, 1);
   return status;
 }
@@ -302,7 +308,7 @@ typedef struct options {
 static options read_options(int argc, char **argv) {
   options o = {0};
   int i;
-  for (i = 1; argv[i]; i++) {
+  for (i = 1; argc > 0 && argv[i]; i++) {
     const char *a = argv[i];
     o.script = i;
     if (a[0] != '-' || !a[1]) return o;
@@ -313,9 +319,12 @@ static options read_options(int argc, char **argv) {
           o.script = i + 1;
           return o;
         }
-        if (!strcmp(a, "--help")) o.help = true;
-        else if (!strcmp(a, "--version")) o.version = true;
-        else return o.bad = true, o;
+        if (!strcmp(a, "--help"))
+          o.help = true;
+        else if (!strcmp(a, "--version"))
+          o.version = true;
+        else
+          return o.bad = true, o;
         break;
       case 'h':
         if (!single) return o.bad = true, o;
@@ -342,7 +351,8 @@ static options read_options(int argc, char **argv) {
       case 'l':
         if (single && (!argv[++i] || argv[i][0] == '-')) return o.bad = true, o;
         break;
-      default: return o.bad = true, o;
+      default:
+        return o.bad = true, o;
     }
   }
   o.script = i < argc ? i : argc;
@@ -374,7 +384,8 @@ static void print_bad_option(const char *bad) {
     fprintf(stderr, "'%s' needs argument\n", bad);
   else
     fprintf(stderr, "unrecognized option '%s'\n", bad);
-  fprintf(stderr, "usage: " NAME " [-e stat] [-l mod] [-i] [-v] [-E] [-W] [--] [script.lua | command] [args]\n"
+  fprintf(stderr, "usage: " NAME
+                  " [-e stat] [-l mod] [-i] [-v] [-E] [-W] [--] [script.lua | command] [args]\n"
                   "       " NAME " --help\n");
 }
 

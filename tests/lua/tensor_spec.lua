@@ -178,7 +178,7 @@ describe("tensor", function()
     assert.equal(mt.__gc, mt.__close)
     mt.__gc(t)
     mt.__gc(t)
-    do local u <close> = mav.zeros { 2 } end
+    do local _ <close> = mav.zeros { 2 } end
     raises("mav.tensor expected", mt.__gc, io.stdout)
   end)
 
@@ -216,8 +216,8 @@ describe("tensor", function()
     local get, set = t.get, t.set
     collectgarbage()
     collectgarbage "stop"
-    local before, calls = collectgarbage "count", mav.default_runtime():memory().host_allocs
-    before = collectgarbage "count"
+    local calls = mav.default_runtime():memory().host_allocs
+    local before = collectgarbage "count"
     for i = 1, 100 do
       t:set(1, 2, i)
       local _ = t:get(1, 2)

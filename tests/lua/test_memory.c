@@ -1,12 +1,14 @@
 /* Every binding with its n-th allocation failing, for every n: Lua's own, and the library's. Afterwards, with the state closed, no
  * byte may be live on either side. The library's failures come in two kinds: one that a collection cures (the binding tries again),
  * and one that comes back after every collection (the binding fails). */
-#include <setjmp.h>
+// clang-format off
+#include <setjmp.h> /* cmocka.h wants these first */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-
 #include <cmocka.h>
+// clang-format on
+
 #include <lauxlib.h>
 #include <lualib.h>
 #include <stdio.h>
@@ -44,36 +46,54 @@ static const struct {
   const char *name, *text;
 } cases[] = {
     {"open", "return mav.version"},
-    {"runtime", "local r = assert(mav.runtime{device = 'ref', threads = 1}) r:memory() r:bandwidth{bytes = 1 << 20, repeats = 1} local _ = tostring(r) r:close()"},
+    {"runtime",
+     "local r = assert(mav.runtime{device = 'ref', threads = 1}) r:memory() r:bandwidth{bytes = 1 << 20, repeats = 1} local _ = "
+     "tostring(r) r:close()"},
     {"default", "rt:close() mav.default_runtime() mav.zeros{1}"},
-    {"tensor", "local t = mav.tensor{{1, 2}, {3, 4}, dtype = 'bf16'} t:totable() t:bytes() local _ = tostring(t), t.shape, t.scale "
-               "local u <close> = mav.tensor(t:bytes(), {dtype = 'bf16', shape = {2, 2}}) u:set(1, 1, u:get(2, 2))"},
-    {"views", "local t = mav.zeros{2, 3} t:slice(2, 1, 2) t:select(1, 2) t:reshape{6} t:transpose(1, 2):contiguous() t:to('i32') "
-              "mav.zeros{2, 3}:copy_from(t)"},
-    {"quantize", "local q = mav.tensor{{1, 2}, {3, 4}}:quantize() local _ = q.scale q:set_scale(mav.tensor(1), {act = 'static', in_scale = 1})"},
+    {"tensor",
+     "local t = mav.tensor{{1, 2}, {3, 4}, dtype = 'bf16'} t:totable() t:bytes() local _ = tostring(t), t.shape, t.scale "
+     "local u <close> = mav.tensor(t:bytes(), {dtype = 'bf16', shape = {2, 2}}) u:set(1, 1, u:get(2, 2))"},
+    {"views",
+     "local t = mav.zeros{2, 3} t:slice(2, 1, 2) t:select(1, 2) t:reshape{6} t:transpose(1, 2):contiguous() t:to('i32') "
+     "mav.zeros{2, 3}:copy_from(t)"},
+    {"quantize",
+     "local q = mav.tensor{{1, 2}, {3, 4}}:quantize() local _ = q.scale q:set_scale(mav.tensor(1), {act = 'static', in_scale = 1})"},
     {"show", "require('mav.show').text(mav.zeros{2, 3})"},
     {"arithmetic", "local a = mav.tensor{1, 2} local b = (a + 1) * a - 2 / a b = -b b:close()"},
-    {"op", "local v, i = op.topk{x = mav.tensor{3, 1, 2}, k = 2} op.take{x = mav.zeros{1, 3}, index = i:reshape{1, 2}} "
-           "op.add{a = v, b = 1, out = v} op.topk{x = mav.tensor{3, 1}, k = 1, out = {mav.zeros{1}, mav.zeros{1, dtype = 'i32'}}}"},
-    {"op errors", "pcall(op.neg, {}) pcall(op.neg, {x = 1, z = 2}) pcall(op.add, {a = mav.zeros{2}, b = mav.zeros{3}}) pcall(function() return op.ad end)"},
+    {"op",
+     "local v, i = op.topk{x = mav.tensor{3, 1, 2}, k = 2} op.take{x = mav.zeros{1, 3}, index = i:reshape{1, 2}} "
+     "op.add{a = v, b = 1, out = v} op.topk{x = mav.tensor{3, 1}, k = 1, out = {mav.zeros{1}, mav.zeros{1, dtype = 'i32'}}}"},
+    {"op errors",
+     "pcall(op.neg, {}) pcall(op.neg, {x = 1, z = 2}) pcall(op.add, {a = mav.zeros{2}, b = mav.zeros{3}}) pcall(function() return op.ad "
+     "end)"},
     {"ops", "mav.ops()"},
     {"rows", "local r = mav.rows(2) r:set(1, 5, 0, 0) r:set(2, 6, 0, 1, 1) local _ = r.ids:totable(), #r, tostring(r)"},
-    {"kv", "local kv = assert(mav.kv{layers = 2, kv_heads = 1, head_dim = 4, tokens = 64, sequences = 2, dtype = 'f32', chunk = {0, 32}}) "
-           "kv:layer(2) local s = assert(kv:sequence{key = 3}) assert(s:reserve(33)) assert(s:commit(33)) local f <close> = assert(s:fork()) "
-           "assert(f:reserve(1)) assert(s:truncate(32)) local _ = kv.pages_free, tostring(kv), tostring(s), s.floor s:close()"},
-    {"graph", "local x = mav.tensor{1, 2} local g = mav.graph({rows = 2}, function(rows) local y = mav.keep(x * 2) return op.embed{rows = rows, "
-              "table = mav.zeros{3, 2}}, y + 1 end) g.rows:set(1, 0, 0, 0) g.rows:set(2, 1, 0, 1) g:launch():wait() g:stats() g:profile() "
-              "local _ = g.outputs, g[2]:totable(), tostring(g) g:close()"},
-    {"capture errors", "local x = mav.tensor{1} pcall(mav.graph, {rows = 1}, function() local y = x + 1 error 'no' end) "
-                       "pcall(mav.graph, {rows = 1}, function() return x + mav.zeros{2} + mav.zeros{3} end) pcall(mav.graph, {rows = 1}, function() return 1 end)"},
-    {"weights", "local w = assert(mav.weights(dir)) w:names() w:info(w:names()[1]) assert(w:get(w:names()[1])) w:get 'nothing' mav.weights '/nowhere'"},
-    {"safetensors", "local path = os.tmpname() local ok, err = pcall(function() assert(mav.safetensors.write(path, {a = mav.zeros{2}, b = mav.zeros{1}})) "
-                    "local s = assert(mav.safetensors.open(path)) s:names() s:info 'a' assert(s:get 'a') s:get 'c' end) os.remove(path) assert(ok, err)"},
-    {"tokenizer", "local t = assert(mav.tokenizer(dir)) local ids = assert(t:encode 'local x = 1') assert(t:decode(ids)) local s = assert(t:stream()) "
-                  "for _, id in ipairs(ids) do s:push(id) end s:finish() t:piece(ids[1]) t:find 'a' t:encode '\\xff'"},
+    {"kv",
+     "local kv = assert(mav.kv{layers = 2, kv_heads = 1, head_dim = 4, tokens = 64, sequences = 2, dtype = 'f32', chunk = {0, 32}}) "
+     "kv:layer(2) local s = assert(kv:sequence{key = 3}) assert(s:reserve(33)) assert(s:commit(33)) local f <close> = assert(s:fork()) "
+     "assert(f:reserve(1)) assert(s:truncate(32)) local _ = kv.pages_free, tostring(kv), tostring(s), s.floor s:close()"},
+    {"graph",
+     "local x = mav.tensor{1, 2} local g = mav.graph({rows = 2}, function(rows) local y = mav.keep(x * 2) return op.embed{rows = rows, "
+     "table = mav.zeros{3, 2}}, y + 1 end) g.rows:set(1, 0, 0, 0) g.rows:set(2, 1, 0, 1) g:launch():wait() g:stats() g:profile() "
+     "local _ = g.outputs, g[2]:totable(), tostring(g) g:close()"},
+    {"capture errors",
+     "local x = mav.tensor{1} pcall(mav.graph, {rows = 1}, function() local y = x + 1 error 'no' end) "
+     "pcall(mav.graph, {rows = 1}, function() return x + mav.zeros{2} + mav.zeros{3} end) pcall(mav.graph, {rows = 1}, function() return 1 "
+     "end)"},
+    {"weights",
+     "local w = assert(mav.weights(dir)) w:names() w:info(w:names()[1]) assert(w:get(w:names()[1])) w:get 'nothing' mav.weights "
+     "'/nowhere'"},
+    {"safetensors",
+     "local path = os.tmpname() local ok, err = pcall(function() assert(mav.safetensors.write(path, {a = mav.zeros{2}, b = mav.zeros{1}})) "
+     "local s = assert(mav.safetensors.open(path)) s:names() s:info 'a' assert(s:get 'a') s:get 'c' end) os.remove(path) assert(ok, err)"},
+    {"tokenizer",
+     "local t = assert(mav.tokenizer(dir)) local ids = assert(t:encode 'local x = 1') assert(t:decode(ids)) local s = assert(t:stream()) "
+     "for _, id in ipairs(ids) do s:push(id) end s:finish() t:piece(ids[1]) t:find 'a' t:encode '\\xff'"},
     {"comm", "op.all_reduce{x = mav.tensor{1}, comm = assert(mav.comm())}"},
-    {"json", "mav.json.encode(mav.json.decode('{\"a\":[1,2.5,\"\\\\u00e9\",null],\"b\":{},\"c\":' .. ('[1,2,3,\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"]') .. '}'), "
-             "{indent = 2}) mav.json.decode '[1,' mav.json.array()"},
+    {"json",
+     "mav.json.encode(mav.json.decode('{\"a\":[1,2.5,\"\\\\u00e9\",null],\"b\":{},\"c\":' .. "
+     "('[1,2,3,\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"]') .. '}'), "
+     "{indent = 2}) mav.json.decode '[1,' mav.json.array()"},
 };
 
 /* A finalizer that runs in every collection: once the library has made this many allocations, its next one fails too. */
@@ -134,7 +154,8 @@ static bool run(const char *name, const char *text, mode m, int64_t n) {
   lua_close(L);
   if (h.live != 0) fail_msg("%s: %s allocation %lld: %lld bytes of Lua's are live", name, modes[m], (long long)n, (long long)h.live);
   if (mav__mem_live() != live)
-    fail_msg("%s: %s allocation %lld: %lld bytes of the library's are live", name, modes[m], (long long)n, (long long)(mav__mem_live() - live));
+    fail_msg("%s: %s allocation %lld: %lld bytes of the library's are live", name, modes[m], (long long)n,
+             (long long)(mav__mem_live() - live));
   return used >= n;
 }
 
@@ -163,6 +184,7 @@ static void test_library_fails(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_library_fails_once), cmocka_unit_test(test_library_fails), cmocka_unit_test(test_lua_fails)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_library_fails_once), cmocka_unit_test(test_library_fails),
+                                     cmocka_unit_test(test_lua_fails)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,10 +1,12 @@
 /* The host on a terminal: prompt, multi-line input, results, Ctrl-C, completion, the history file. argv[1]: the host. */
-#include <setjmp.h>
+// clang-format off
+#include <setjmp.h> /* cmocka.h wants these first */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-
 #include <cmocka.h>
+// clang-format on
+
 #include <errno.h>
 #include <poll.h>
 #include <pty.h>

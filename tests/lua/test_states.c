@@ -1,10 +1,12 @@
 /* Two lua_States in one process: nothing is shared, whatever the order in which they close; and one in each of two threads. */
-#include <setjmp.h>
+// clang-format off
+#include <setjmp.h> /* cmocka.h wants these first */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-
 #include <cmocka.h>
+// clang-format on
+
 #include <lauxlib.h>
 #include <lualib.h>
 #include <pthread.h>
@@ -57,7 +59,9 @@ static void test_open_twice(void **state) {
   lua_call(L, 0, 1);
   lua_setglobal(L, "again");
   run(L, use);
-  run(L, "assert(again.json.null == mav.json.null) assert(#again.tensor{1} == 1) assert(again.op.add{a = x, b = again.tensor(1)}:get(1) == 2)");
+  run(L,
+      "assert(again.json.null == mav.json.null) assert(#again.tensor{1} == 1) assert(again.op.add{a = x, b = again.tensor(1)}:get(1) == "
+      "2)");
   run(L, "local n = 0 for _ in pairs(package.searchers) do n = n + 1 end assert(n == 5)");
   lua_close(L);
   assert_int_equal(mav__mem_live(), 0);
@@ -67,8 +71,10 @@ static void test_close_in_a_capture(void **state) {
   (void)state;
   lua_State *L = open_state();
   run(L, setup);
-  run(L, "pcall(mav.graph, {rows = 1}, function() local t = mav.zeros{2} t:close() t = nil collectgarbage() local u = x + 1 u:close() rt:close() "
-         "mav.default_runtime() error'x' end) collectgarbage()");
+  run(L,
+      "pcall(mav.graph, {rows = 1}, function() local t = mav.zeros{2} t:close() t = nil collectgarbage() local u = x + 1 u:close() "
+      "rt:close() "
+      "mav.default_runtime() error'x' end) collectgarbage()");
   lua_close(L);
   assert_int_equal(mav__mem_live(), 0);
 }
@@ -111,7 +117,8 @@ static void test_two_threads(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_two_states), cmocka_unit_test(test_open_twice), cmocka_unit_test(test_close_in_a_capture),
-                                     cmocka_unit_test(test_no_base_library), cmocka_unit_test(test_two_threads)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_two_states), cmocka_unit_test(test_open_twice),
+                                     cmocka_unit_test(test_close_in_a_capture), cmocka_unit_test(test_no_base_library),
+                                     cmocka_unit_test(test_two_threads)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
