@@ -59,6 +59,7 @@ static bool has(const plan *p, mav_arg_kind kind) {
 /* ---- sizes -------------------------------------------------------------------------------------------------------- */
 
 static int64_t any_size(rng *r) {
+  if (rng_chance(r, 0.02)) return rng_range(r, 8000, 20000);
   if (rng_chance(r, 0.5)) return PICK(r, 1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 127, 128, 129, 160, 255, 256, 257, 320, 511, 512, 513, 640, 1000, 1025);
   return rng_range(r, 1, 400);
 }
@@ -70,6 +71,8 @@ static void set_default(plan *p, char c, int64_t value) {
 static void at_most(plan *p, char c, int64_t most) {
   if (!p->bench && *letter(p, c) > most) *letter(p, c) = most > 1 ? most : 1;
 }
+
+#define LONG_ROWS "penalize sample top_k_mask top_p_mask min_p_mask topk argmax softmax log_softmax cumsum sum mean max min"
 
 /* Letters of an op that depend on each other, and what keeps the reference quick. */
 static void relate(plan *p, rng *r, const sizes *fixed) {
@@ -85,7 +88,12 @@ static void relate(plan *p, rng *r, const sizes *fixed) {
   set_default(p, 'Q', SEQUENCES_MAX + rng_range(r, 0, 2));
   set_default(p, 'V', is_op(p, "penalize mark_seen sample") ? rng_range(r, 1, 3000) : any_size(r));
   for (const char *c = "DFNIM"; *c; c++) set_default(p, *c, any_size(r));
-  if (is_op(p, "top_k_mask top_p_mask min_p_mask topk argmax softmax log_softmax cumsum sum mean max min") && rng_chance(r, 0.3)) set_default(p, 'N', rng_range(r, 1, 3000));
+  if (!p->bench && is_op(p, LONG_ROWS) && rng_chance(r, 0.3)) *letter(p, 'N') = rng_range(r, 1, 3000);
+  for (const char *c = "NMIV"; *c && !weights; c++) at_most(p, 'D', 1000000 / *letter(p, *c));
+  if (!p->bench && !weights && is_op(p, LONG_ROWS) && rng_chance(r, 0.12)) { /* longer than the blocks that threads share */
+    *letter(p, 'V') = *letter(p, 'N') = rng_range(r, 16000, 50000);
+    at_most(p, 'T', 3);
+  }
   const int64_t T = *letter(p, 'T');
   if (has(p, MAV_ARG_KV) && !is_op(p, "attention")) at_most(p, 'H', 12 / *letter(p, 'K') * *letter(p, 'K'));
   if (is_op(p, "norm_qkv rope_append")) {
@@ -99,7 +107,7 @@ static void relate(plan *p, rng *r, const sizes *fixed) {
     if (*letter(p, 'B') > 1) *letter(p, 'B') = *letter(p, 'A');
   }
   *letter(p, 'R') = *letter(p, 'C') / 2;
-  p->star_dims = (int)rng_range(r, 0, 2);
+  p->star_dims = (int)rng_range(r, 0, *letter(p, 'N') > 3000 ? 1 : 2);
   for (int i = 0; i < 3; i++) p->star[i] = rng_range(r, 1, 5);
   if (p->bench) p->star_dims = 1, p->star[0] = T;
 }
