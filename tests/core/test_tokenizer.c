@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -534,7 +535,7 @@ static void test_long_runs(void **state) {
   mav_tokenizer *t = open_oracle("maverick");
   size_t room = 1 << 18;
   char *text = malloc(room);
-  int64_t start = mav_now_ns();
+  clock_t start = clock(); /* processor time: the machine may be busy */
   for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
     size_t n = 0, step = strlen(units[i]), count, bytes;
     for (; n + step <= room; n += step) memcpy(text + n, units[i], step);
@@ -547,7 +548,7 @@ static void test_long_runs(void **state) {
     mav_free(back);
     mav_free(ids);
   }
-  double s = (double)(mav_now_ns() - start) / 1e9;
+  double s = (double)(clock() - start) / CLOCKS_PER_SEC;
   print_message("12 runs of 256 KiB: %.2f s\n", s);
   assert_true(s < 60);
   free(text);
@@ -709,12 +710,12 @@ static void test_large_vocabulary(void **state) {
   free(text);
   mav_tokenizer *t;
   mav_diag diag = {0};
-  int64_t start = mav_now_ns();
+  clock_t start = clock(); /* processor time: the machine may be busy */
   if (mav_tokenizer_open(&t, path, &diag)) fail_msg("%s", diag.text);
-  double s = (double)(mav_now_ns() - start) / 1e9;
+  double s = (double)(clock() - start) / CLOCKS_PER_SEC;
   print_message("200000 entries, %.1f MB: %.3f s\n", (double)bytes / 1e6, s);
   assert_int_equal(mav_tokenizer_size(t), 200000);
-  assert_true(s < 30); /* sanitizers and busy machines included */
+  assert_true(s < 30); /* sanitizers included */
   mav_tokenizer_release(t);
 }
 
