@@ -56,7 +56,8 @@ void MAVK_CPU(where)(const mavk_args_where *a, mavk_thread *t) {
   for (int64_t i; (i = mavk_claim(t) * PIECE) < n;)
     for (const int64_t end = mavk_min(i + PIECE, n); i < end; i += 16) {
       const int64_t k = mavk_min(16, end - i);
-      v16_store_n((float *)a->y.p + i, v16_select_eq(v16_load_n(cond + i, k), v16_zero(), v16_load_n(no + i, k), v16_load_n(yes + i, k)), k);
+      const v16 y = v16_select_eq(v16_load_n(cond + i, k), v16_zero(), v16_load_n(no + i, k), v16_load_n(yes + i, k));
+      v16_store_n((float *)a->y.p + i, y, k);
     }
 }
 

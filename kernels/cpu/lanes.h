@@ -32,7 +32,9 @@ V16_INLINE void v16i_mul_wide(v16i a, uint32_t m, v16i *low, v16i *high) {
   *high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
 }
 V16_INLINE bool v16_any_lt(v16 a, v16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
-V16_INLINE void v16_store_f16(uint16_t *p, v16 a) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
+V16_INLINE void v16_store_f16(uint16_t *p, v16 a) {
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 
 typedef struct v16d {
   __m512d a, b;
@@ -98,8 +100,10 @@ typedef struct v16d {
 } v16d;
 V16_INLINE v16d v16d_zero(void) { return (v16d){_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()}; }
 V16_INLINE v16d v16d_add(v16d s, v16 x) {
-  return (v16d){_mm256_add_pd(s.a, _mm256_cvtps_pd(_mm256_castps256_ps128(x.a))), _mm256_add_pd(s.b, _mm256_cvtps_pd(_mm256_extractf128_ps(x.a, 1))),
-                _mm256_add_pd(s.c, _mm256_cvtps_pd(_mm256_castps256_ps128(x.b))), _mm256_add_pd(s.d, _mm256_cvtps_pd(_mm256_extractf128_ps(x.b, 1)))};
+  return (v16d){_mm256_add_pd(s.a, _mm256_cvtps_pd(_mm256_castps256_ps128(x.a))),
+                _mm256_add_pd(s.b, _mm256_cvtps_pd(_mm256_extractf128_ps(x.a, 1))),
+                _mm256_add_pd(s.c, _mm256_cvtps_pd(_mm256_castps256_ps128(x.b))),
+                _mm256_add_pd(s.d, _mm256_cvtps_pd(_mm256_extractf128_ps(x.b, 1)))};
 }
 V16_INLINE void v16d_store(double *p, v16d s) {
   _mm256_storeu_pd(p, s.a);

@@ -7,13 +7,17 @@ static void copy(void *y, const float *x, int64_t at, int64_t n) { memcpy((float
 
 void MAVK_CPU(gather)(const mavk_args_gather *a, mavk_thread *t) {
   const int64_t D = a->x.n[1];
-  for (int64_t i; (i = mavk_claim(t)) < a->index.n[0];) copy(a->y.p, (const float *)a->x.p + ((const int32_t *)a->index.p)[i] * D, i * D, D);
+  const int32_t *index = a->index.p;
+  for (int64_t i; (i = mavk_claim(t)) < a->index.n[0];) copy(a->y.p, (const float *)a->x.p + index[i] * D, i * D, D);
 }
 
 void MAVK_CPU(take)(const mavk_args_take *a, mavk_thread *t) {
   const int64_t N = a->x.n[1], I = a->index.n[1];
+  const float *x = a->x.p;
+  const int32_t *index = a->index.p;
+  float *y = a->y.p;
   for (int64_t r; (r = mavk_claim(t)) < a->x.n[0];)
-    for (int64_t i = 0; i < I; i++) ((float *)a->y.p)[r * I + i] = ((const float *)a->x.p)[r * N + ((const int32_t *)a->index.p)[r * I + i]];
+    for (int64_t i = 0; i < I; i++) y[r * I + i] = x[r * N + index[r * I + i]];
 }
 
 void MAVK_CPU(concat)(const mavk_args_concat *a, mavk_thread *t) {

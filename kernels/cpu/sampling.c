@@ -207,8 +207,8 @@ static float draw(const float *x, int64_t first, int64_t count, uint64_t seed, i
     if (!v16_any_lt(v16_set1(floor), v16_add(largest, reach))) continue;
     const v16 e0 = v16_even(q[0], q[1]), o0 = v16_odd(q[0], q[1]), e1 = v16_even(q[2], q[3]), o1 = v16_odd(q[2], q[3]);
     const v16 logit[4] = {v16_even(e0, e1), v16_even(o0, o1), v16_odd(e0, e1), v16_odd(o0, o1)}; /* ids 4j, 4j+1, 4j+2, 4j+3 */
-    v16i c[4] = {v16i_add(v16i_set1((int32_t)((first + i) / 4)), v16i_load(iota)), v16i_set1(position + 1), v16i_set1((int32_t)(uint32_t)key),
-                 v16i_set1((int32_t)(uint32_t)(key >> 32))};
+    v16i c[4] = {v16i_add(v16i_set1((int32_t)((first + i) / 4)), v16i_load(iota)), v16i_set1(position + 1),
+                 v16i_set1((int32_t)(uint32_t)key), v16i_set1((int32_t)(uint32_t)(key >> 32))};
     philox16(c, (uint32_t)seed, (uint32_t)(seed >> 32));
     const v16 group = v16_set1((float)(i / 64));
     for (int w = 0; w < 4; w++) {

@@ -1,10 +1,10 @@
 /* tests/kernels/checkops.c - the program: every op of ops.def, a candidate against the reference. See --help. */
+#include "checkops.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "checkops.h"
 
 static const char help[] =
     "checkops: checks every op of kernels/ops.def on a candidate against a reference, with random arguments.\n"
@@ -57,26 +57,42 @@ static int parse(options *o, int argc, char **argv) {
   for (int i = 1; i < argc; i++) {
     const char *a = argv[i], *v = i + 1 < argc ? argv[i + 1] : NULL;
     int64_t n = -1;
-    const char **text = !strcmp(a, "--device") ? &o->device : !strcmp(a, "--isa") ? &o->isa : !strcmp(a, "--op") ? &o->op : !strcmp(a, "--against") ? &o->against : !strcmp(a, "--plant-fault") ? &o->plant : NULL;
+    const char **text = !strcmp(a, "--device")        ? &o->device
+                        : !strcmp(a, "--isa")         ? &o->isa
+                        : !strcmp(a, "--op")          ? &o->op
+                        : !strcmp(a, "--against")     ? &o->against
+                        : !strcmp(a, "--plant-fault") ? &o->plant
+                                                      : NULL;
     if (!strcmp(a, "--help") || !strcmp(a, "-h")) {
       fputs(help, stdout);
       exit(0);
-    } else if (!strcmp(a, "--exact")) o->exact = true;
-    else if (!strcmp(a, "--bench")) o->bench = true;
-    else if (!strcmp(a, "--json")) o->json = true;
-    else if (!strcmp(a, "--verbose")) o->verbose = true;
+    } else if (!strcmp(a, "--exact"))
+      o->exact = true;
+    else if (!strcmp(a, "--bench"))
+      o->bench = true;
+    else if (!strcmp(a, "--json"))
+      o->json = true;
+    else if (!strcmp(a, "--verbose"))
+      o->verbose = true;
     else if (text) {
       if (!v) return usage("no value for", a);
       *text = v, i++;
-    } else if (!strcmp(a, "--threads") || !strcmp(a, "--cases") || !strcmp(a, "--seed") || !strcmp(a, "--first") || !strcmp(a, "--footprint")) {
+    } else if (!strcmp(a, "--threads") || !strcmp(a, "--cases") || !strcmp(a, "--seed") || !strcmp(a, "--first") ||
+               !strcmp(a, "--footprint")) {
       if (!v || !number(v, &n) || (n > 1000000 && strcmp(a, "--seed") && strcmp(a, "--first"))) return usage("no number for", a);
       i++;
-      if (a[2] == 't') o->threads = (int)n;
-      else if (a[2] == 'c') o->cases = (int)n;
-      else if (a[2] == 's') o->seed = n;
-      else if (a[3] == 'i') o->first = n;
-      else o->footprint = n;
-    } else return usage("unknown argument", a);
+      if (a[2] == 't')
+        o->threads = (int)n;
+      else if (a[2] == 'c')
+        o->cases = (int)n;
+      else if (a[2] == 's')
+        o->seed = n;
+      else if (a[3] == 'i')
+        o->first = n;
+      else
+        o->footprint = n;
+    } else
+      return usage("unknown argument", a);
   }
   if (o->op && mav_op_find(o->op) < 0) return usage("there is no op", o->op);
   if (o->plant && mav_op_find(o->plant) < 0) return usage("there is no op", o->plant);
@@ -124,7 +140,8 @@ static void spoil(side *s) {
     if (k != MAV_ARG_OUT && k != MAV_ARG_MUT) continue;
     int64_t n = mav_tensor_count(s->args[i].tensor), at = n / 2;
     double x;
-    if (n && mav_tensor_get(s->args[i].tensor, at, &x) == MAV_OK) mav_tensor_set(s->args[i].tensor, at, x == x && x - x == 0 ? x * 1.01 + 1 : 0);
+    if (n && mav_tensor_get(s->args[i].tensor, at, &x) == MAV_OK)
+      mav_tensor_set(s->args[i].tensor, at, x == x && x - x == 0 ? x * 1.01 + 1 : 0);
     return;
   }
 }
@@ -160,12 +177,15 @@ static void run_case(tally *t, const options *o, mav_runtime *reference, mav_run
     if (alone && rows.compared) t->row_cases++;
   }
   if (err) snprintf(v.what, sizeof v.what, "%s: %.200s", mav_runtime_device(at), mav_runtime_diag(at)->text);
-  if (v.what[0]) note(t, &p, v.what);
-  else if (rows.what[0]) note(t, &p, rows.what);
+  if (v.what[0])
+    note(t, &p, v.what);
+  else if (rows.what[0])
+    note(t, &p, rows.what);
   if (o->verbose || o->seed >= 0) {
     char text[512];
-    printf("  %s seed %llu: %s | worst %.2e, %lld compared, %lld skipped%s%s\n", p.desc->name, (unsigned long long)seed, plan_text(&p, text, sizeof text), v.worst,
-           (long long)v.compared, (long long)v.skipped, v.what[0] || rows.what[0] ? " | " : "", v.what[0] ? v.what : rows.what);
+    printf("  %s seed %llu: %s | worst %.2e, %lld compared, %lld skipped%s%s\n", p.desc->name, (unsigned long long)seed,
+           plan_text(&p, text, sizeof text), v.worst, (long long)v.compared, (long long)v.skipped, v.what[0] || rows.what[0] ? " | " : "",
+           v.what[0] ? v.what : rows.what);
   }
   merge(&t->all, &v);
   merge(&t->rows, &rows);
@@ -185,24 +205,34 @@ static bool run_op(const options *o, mav_runtime *reference, mav_runtime *candid
   const mav_op_desc *d = mav_op_get(op);
   tally t = {0};
   const int cases = o->cases * (has_arg(d, MAV_ARG_WEIGHT) || has_arg(d, MAV_ARG_KV) ? 3 : 1);
-  if (o->seed >= 0) run_case(&t, o, reference, candidate, op, (uint64_t)o->seed);
+  if (o->seed >= 0)
+    run_case(&t, o, reference, candidate, op, (uint64_t)o->seed);
   else
     for (int i = 0; i < cases; i++) run_case(&t, o, reference, candidate, op, (uint64_t)(o->first + i));
   const char *why = "";
-  if (t.all.what[0] || t.rows.what[0]) why = "differs";
-  else if (!t.cases || !t.all.compared) why = "nothing was compared";
-  else if (o->seed < 0 && cases >= 10 && !t.all.nonzero) why = "all results were zero";
-  else if (t.all.skipped > t.all.compared / 2 && o->seed < 0 && cases >= 10) why = "too much was skipped";
+  if (t.all.what[0] || t.rows.what[0])
+    why = "differs";
+  else if (!t.cases || !t.all.compared)
+    why = "nothing was compared";
+  else if (o->seed < 0 && cases >= 10 && !t.all.nonzero)
+    why = "all results were zero";
+  else if (t.all.skipped > t.all.compared / 2 && o->seed < 0 && cases >= 10)
+    why = "too much was skipped";
   const bool ok = !*why;
   if (o->json) {
-    printf("{\"op\":\"%s\",\"ok\":%s,\"cases\":%lld,\"compared\":%lld,\"skipped\":%lld,\"worst\":%.3g,\"tolerance\":%.3g,\"row_cases\":%lld}\n", d->name,
-           ok ? "true" : "false", (long long)t.cases, (long long)t.all.compared, (long long)t.all.skipped, t.all.worst, o->exact ? 0 : d->tolerance, (long long)t.row_cases);
+    printf(
+        "{\"op\":\"%s\",\"ok\":%s,\"cases\":%lld,\"compared\":%lld,\"skipped\":%lld,\"worst\":%.3g,\"tolerance\":%.3g,\"row_cases\":%lld}"
+        "\n",
+        d->name, ok ? "true" : "false", (long long)t.cases, (long long)t.all.compared, (long long)t.all.skipped, t.all.worst,
+        o->exact ? 0 : d->tolerance, (long long)t.row_cases);
   } else {
-    printf("%-14s %5lld cases %10lld elements  worst %8.2e of %7.1e  rows %5lld  %s%s%s\n", d->name, (long long)t.cases, (long long)t.all.compared,
-           t.all.worst, o->exact ? 0 : d->tolerance, (long long)t.row_cases, ok ? "ok" : "FAIL", ok ? "" : ": ", why);
+    printf("%-14s %5lld cases %10lld elements  worst %8.2e of %7.1e  rows %5lld  %s%s%s\n", d->name, (long long)t.cases,
+           (long long)t.all.compared, t.all.worst, o->exact ? 0 : d->tolerance, (long long)t.row_cases, ok ? "ok" : "FAIL", ok ? "" : ": ",
+           why);
     if (t.failure[0])
-      printf("    %s\n    again: checkops --device %s --isa %s --threads %d --against %s%s --op %s --seed %llu\n", t.failure, mav_runtime_device(candidate),
-             mav_runtime_isa(candidate), mav_runtime_threads(candidate), o->against, o->exact ? " --exact" : "", d->name, (unsigned long long)t.failed_seed);
+      printf("    %s\n    again: checkops --device %s --isa %s --threads %d --against %s%s --op %s --seed %llu\n", t.failure,
+             mav_runtime_device(candidate), mav_runtime_isa(candidate), mav_runtime_threads(candidate), o->against,
+             o->exact ? " --exact" : "", d->name, (unsigned long long)t.failed_seed);
   }
   fflush(stdout);
   return ok;
@@ -225,12 +255,15 @@ int main(int argc, char **argv) {
     return 2;
   }
   if (!o.json)
-    printf("checkops: %s %s, %d threads, against %s\n", mav_runtime_device(candidate), mav_runtime_isa(candidate), mav_runtime_threads(candidate), o.against);
+    printf("checkops: %s %s, %d threads, against %s\n", mav_runtime_device(candidate), mav_runtime_isa(candidate),
+           mav_runtime_threads(candidate), o.against);
   int passed = 0, failed = 0;
   for (int op = 0; op < mav_op_count(); op++) {
     if (o.op && strcmp(o.op, mav_op_get(op)->name)) continue;
-    if (run_op(&o, reference, candidate, op)) passed++;
-    else failed++;
+    if (run_op(&o, reference, candidate, op))
+      passed++;
+    else
+      failed++;
   }
   mav_runtime_release(candidate);
   mav_runtime_release(reference);

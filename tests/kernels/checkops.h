@@ -16,11 +16,13 @@ typedef struct rng {
   uint64_t state;
 } rng;
 
-uint64_t rng_next(rng *r); /* splitmix64 */
+uint64_t rng_next(rng *r);  /* splitmix64 */
 double rng_uniform(rng *r); /* (0, 1) */
 double rng_normal(rng *r);
 int64_t rng_range(rng *r, int64_t low, int64_t high); /* inclusive */
-static inline bool rng_chance(rng *r, double p) { return rng_uniform(r) < p; }
+static inline bool rng_chance(rng *r, double p) {
+  return rng_uniform(r) < p;
+}
 
 /* One argument. Tensor data is contiguous here; on the runtime it may be a view inside something larger. */
 typedef struct operand {
@@ -76,8 +78,11 @@ typedef struct sizes {
 
 void plan_make(plan *p, int op, uint64_t seed, const sizes *fixed);
 void plan_free(plan *p);
-int plan_arg(const plan *p, const char *name); /* -1: none */
-/* The argument's rows can be taken one at a time: how many there are; 0: this op has no such rows. */
+int plan_arg(const plan *p, const char *name);  /* -1: none */
+bool plan_is(const plan *p, const char *names); /* is its op one of these, separated by spaces? */
+bool plan_broadcasts(const plan *p);            /* does its op broadcast? */
+int64_t operand_count(const operand *v);
+/* Rows that can be taken one at a time: how many there are; 0: none. And whether an argument goes by row. */
 int64_t plan_row_count(const plan *p);
 bool plan_is_by_row(const plan *p, int arg);
 /* A plan with only these rows (ancestors in the batch first), for plan_row_count(p) > 0. */

@@ -35,7 +35,9 @@ static mav_err measure(mav_runtime *rt, const plan *p, int64_t footprint, double
   for (int i = 0; i < *copies && !err; i++) {
     err = side_bind(&s[i], rt, p, NULL);
     *bytes = mav_op_bytes(rt, p->op, s[0].args) + cache_bytes(p);
-    *copies = *bytes * COPIES_MAX <= (double)footprint ? COPIES_MAX : *bytes >= (double)footprint ? 1 : (int)((double)footprint / *bytes) + 1;
+    *copies = *bytes * COPIES_MAX <= (double)footprint ? COPIES_MAX
+              : *bytes >= (double)footprint            ? 1
+                                                       : (int)((double)footprint / *bytes) + 1;
   }
   if (!err) err = mav_graph_begin(&g, rt, rows);
   for (int i = 0; i < *copies && !err; i++) err = side_call(&s[i]);
@@ -64,12 +66,15 @@ static void set(sizes *s, const char *letters, const int64_t *values) {
 
 int bench(mav_runtime *rt, const char *only, int64_t footprint, bool json) {
   static const char letters[] = "DNFMIVHKCEA";
-  static const int64_t shapes[2][11] = {{1024, 1024, 2048, 1024, 1024, 32768, 8, 2, 64, 16, 1}, {5120, 5120, 4096, 5120, 5120, 32768, 40, 8, 128, 4, 1}};
+  static const int64_t shapes[2][11] = {{1024, 1024, 2048, 1024, 1024, 32768, 8, 2, 64, 16, 1},
+                                        {5120, 5120, 4096, 5120, 5120, 32768, 40, 8, 128, 4, 1}};
   static const int64_t rows[] = {1, 4, 16};
   double roof = 0;
   int failed = 0;
   if (mav_runtime_bandwidth(rt, (size_t)256 << 20, 3, &roof)) roof = 0;
-  if (!json) printf("%s %s, %d threads, %.1f GB/s read\n%-14s %-5s %5s %3s %10s %10s %8s %6s\n", mav_runtime_device(rt), mav_runtime_isa(rt), mav_runtime_threads(rt), roof, "op", "w", "D", "T", "us", "KB", "GB/s", "share");
+  if (!json)
+    printf("%s %s, %d threads, %.1f GB/s read\n%-14s %-5s %5s %3s %10s %10s %8s %6s\n", mav_runtime_device(rt), mav_runtime_isa(rt),
+           mav_runtime_threads(rt), roof, "op", "w", "D", "T", "us", "KB", "GB/s", "share");
   for (int op = 0; op < mav_op_count(); op++) {
     const mav_op_desc *d = mav_op_get(op);
     bool weights = false;
@@ -96,11 +101,15 @@ int bench(mav_runtime *rt, const char *only, int64_t footprint, bool json) {
           const double speed = bytes / seconds * 1e-9;
           const char *w = weights ? mav_dtype_name(s.weight) : "-";
           if (json)
-            printf("{\"op\":\"%s\",\"weight\":\"%s\",\"D\":%lld,\"T\":%lld,\"us\":%.3f,\"bytes\":%.0f,\"gb_per_s\":%.3f,\"share\":%.4f,\"copies\":%d}\n", d->name, w, (long long)shapes[shape][0],
-                   (long long)rows[r], seconds * 1e6, bytes, speed, roof > 0 ? speed / roof : 0, copies);
+            printf(
+                "{\"op\":\"%s\",\"weight\":\"%s\",\"D\":%lld,\"T\":%lld,\"us\":%.3f,\"bytes\":%.0f,\"gb_per_s\":%.3f,\"share\":%.4f,"
+                "\"copies\":%d}\n",
+                d->name, w, (long long)shapes[shape][0], (long long)rows[r], seconds * 1e6, bytes, speed, roof > 0 ? speed / roof : 0,
+                copies);
           else
-            printf("%-14s %-5s %5lld %3lld %10.2f %10.1f %8.2f %5.0f%%%s\n", d->name, w, (long long)shapes[shape][0], (long long)rows[r], seconds * 1e6, bytes * 1e-3, speed,
-                   roof > 0 ? 100 * speed / roof : 0, bytes * copies < (double)footprint ? "  in cache" : "");
+            printf("%-14s %-5s %5lld %3lld %10.2f %10.1f %8.2f %5.0f%%%s\n", d->name, w, (long long)shapes[shape][0], (long long)rows[r],
+                   seconds * 1e6, bytes * 1e-3, speed, roof > 0 ? 100 * speed / roof : 0,
+                   bytes * copies < (double)footprint ? "  in cache" : "");
           fflush(stdout);
         }
   }

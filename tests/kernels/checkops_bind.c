@@ -69,8 +69,10 @@ static void *kv_element(const side *s, int seq, int64_t slot, int which, int64_t
   mavk_kv kv = mav__kv_kernel(s->kv, LAYER);
   int64_t page = kv.table[s->seq[seq] * kv.table_stride + slot / kv.page], at;
   if (page < 0) return NULL;
-  if (which == 0) at = ((page * kv.kv_heads + head) * kv.head_dim + c) * kv.page + slot % kv.page; /* keys are transposed in a page */
-  else at = ((page * kv.kv_heads + head) * kv.page + slot % kv.page) * kv.head_dim + c;
+  if (which == 0)
+    at = ((page * kv.kv_heads + head) * kv.head_dim + c) * kv.page + slot % kv.page; /* keys are transposed in a page */
+  else
+    at = ((page * kv.kv_heads + head) * kv.page + slot % kv.page) * kv.head_dim + c;
   return (char *)(which ? kv.v : kv.k) + (size_t)at * mavk_dtype_bytes(kv.dtype);
 }
 
@@ -94,8 +96,15 @@ static mav_err make_cache(side *s) {
     longest = n > longest ? n : longest;
   }
   int32_t chunk[LAYERS] = {0, c->chunk};
-  mav_kv_options o = {.layers = LAYERS, .chunk = chunk, .kv_heads = c->kv_heads, .head_dim = c->head_dim, .dtype = c->dtype,
-                      .tokens = tokens + 4 * c->page, .sequences = SEQUENCES_MAX + 1, .page = c->page, .context_max = longest + 1};
+  mav_kv_options o = {.layers = LAYERS,
+                      .chunk = chunk,
+                      .kv_heads = c->kv_heads,
+                      .head_dim = c->head_dim,
+                      .dtype = c->dtype,
+                      .tokens = tokens + 4 * c->page,
+                      .sequences = SEQUENCES_MAX + 1,
+                      .page = c->page,
+                      .context_max = longest + 1};
   if ((err = mav_kv_new(&s->kv, s->rt, &o))) return err;
   int shift; /* sequences do not start at page 0 or at number 0 */
   if ((err = mav_kv_sequence_new(s->kv, 0, &shift)) || (err = mav_kv_sequence_reserve(s->kv, shift, 1))) return err;
@@ -118,7 +127,8 @@ static mav_err make_cache(side *s) {
     for (int64_t slot = 0; slot < c->length[i] + c->appended[i]; slot++)
       for (int64_t h = 0; h < c->kv_heads; h++)
         for (int64_t k = 0; k < c->head_dim; k++)
-          for (int which = 0; which < 2; which++) side_kv_set(s, i, slot, which, h, k, (float)((rng_uniform(&r) + rng_uniform(&r) - 1) * 2.5));
+          for (int which = 0; which < 2; which++)
+            side_kv_set(s, i, slot, which, h, k, (float)((rng_uniform(&r) + rng_uniform(&r) - 1) * 2.5));
   }
   return MAV_OK;
 }
@@ -150,13 +160,22 @@ mav_err side_bind(side *s, mav_runtime *rt, const plan *p, const side *kv) {
     const operand *v = &p->v[i];
     mav_arg *a = &s->args[i];
     switch (p->desc->arg[i].kind) {
-      case MAV_ARG_ROWS: *a = (mav_arg){.given = true, .rows = s->rows}; break;
-      case MAV_ARG_KV: *a = (mav_arg){.given = true, .kv = {s->kv, LAYER}}; break;
-      case MAV_ARG_COMM: *a = (mav_arg){.given = s->comm != NULL, .comm = s->comm}; break;
+      case MAV_ARG_ROWS:
+        *a = (mav_arg){.given = true, .rows = s->rows};
+        break;
+      case MAV_ARG_KV:
+        *a = (mav_arg){.given = true, .kv = {s->kv, LAYER}};
+        break;
+      case MAV_ARG_COMM:
+        *a = (mav_arg){.given = s->comm != NULL, .comm = s->comm};
+        break;
       case MAV_ARG_NUM:
       case MAV_ARG_INT:
-      case MAV_ARG_DTYPE: *a = (mav_arg){.given = v->given, .number = v->number}; break;
-      case MAV_ARG_OUT: break;
+      case MAV_ARG_DTYPE:
+        *a = (mav_arg){.given = v->given, .number = v->number};
+        break;
+      case MAV_ARG_OUT:
+        break;
       default:
         if (!v->given) break;
         err = make_tensor(&a->tensor, rt, v);
@@ -167,12 +186,15 @@ mav_err side_bind(side *s, mav_runtime *rt, const plan *p, const side *kv) {
   return err;
 }
 
-mav_err side_call(side *s) { return mav_op_call(s->rt, s->p->op, s->args); }
+mav_err side_call(side *s) {
+  return mav_op_call(s->rt, s->p->op, s->args);
+}
 
 void side_free(side *s) {
   for (int i = 0; s->p && i < s->p->desc->args; i++) {
     mav_arg_kind k = s->p->desc->arg[i].kind;
-    if (k == MAV_ARG_IN || k == MAV_ARG_INDEX || k == MAV_ARG_MUT || k == MAV_ARG_WEIGHT || k == MAV_ARG_OUT) mav_tensor_release(s->args[i].tensor);
+    if (k == MAV_ARG_IN || k == MAV_ARG_INDEX || k == MAV_ARG_MUT || k == MAV_ARG_WEIGHT || k == MAV_ARG_OUT)
+      mav_tensor_release(s->args[i].tensor);
   }
   if (s->comm) mav_comm_release(s->comm);
   if (s->rows) mav_rows_release(s->rows);

@@ -14,10 +14,18 @@
 
 #define NEAR_TIE 1e-6
 
-static int64_t count_of(const mav_tensor *t) { return mav_tensor_count(t); }
-static int64_t last_of(const mav_tensor *t) { return mav_tensor_dims(t) ? mav_tensor_size(t, mav_tensor_dims(t) - 1) : 1; }
-static const operand *named(const plan *p, const char *name) { return &p->v[plan_arg(p, name)]; }
-static bool is(const plan *p, const char *op) { return !strcmp(p->desc->name, op); }
+static int64_t count_of(const mav_tensor *t) {
+  return mav_tensor_count(t);
+}
+static int64_t last_of(const mav_tensor *t) {
+  return mav_tensor_dims(t) ? mav_tensor_size(t, mav_tensor_dims(t) - 1) : 1;
+}
+static const operand *named(const plan *p, const char *name) {
+  return &p->v[plan_arg(p, name)];
+}
+static bool is(const plan *p, const char *op) {
+  return !strcmp(p->desc->name, op);
+}
 
 static void fail(verdict *out, double error, const char *text) {
   if (error > out->worst || !(error == error)) out->worst = error == error ? error : 1e30;
@@ -120,9 +128,12 @@ static void compare_floats(verdict *out, const plan *p, int arg, const side *e, 
       if (x == y || (x != x && y != y)) continue;
       if (filter && mask_tie(p, (const float *)p->v[0].data + i / last * last, last, i % last)) continue;
       double error = isfinite(x) && isfinite(y) ? fabs((double)x - y) / (largest > 0 ? largest : 1) : 1e30;
-      snprintf(text, sizeof text, "%s[%lld] of row %lld is %.9g, expected %.9g", p->desc->arg[arg].name, (long long)(i - r * each), (long long)r, (double)y, (double)x);
-      if (error > tolerance) fail(out, error, text);
-      else if (error > out->worst) out->worst = error;
+      snprintf(text, sizeof text, "%s[%lld] of row %lld is %.9g, expected %.9g", p->desc->arg[arg].name, (long long)(i - r * each),
+               (long long)r, (double)y, (double)x);
+      if (error > tolerance)
+        fail(out, error, text);
+      else if (error > out->worst)
+        out->worst = error;
     }
   }
 }
@@ -161,7 +172,8 @@ static void compare_cache(verdict *out, const plan *p, const side *e, const side
       const bool appended = slot >= c->length[s];
       for (int which = 0; which < 2; which++) {
         for (int64_t i = 0; i < c->kv_heads * c->head_dim; i++) {
-          float x = side_kv_get(e, s, slot, which, i / c->head_dim, i % c->head_dim), y = side_kv_get(a, s, slot, which, i / c->head_dim, i % c->head_dim);
+          float x = side_kv_get(e, s, slot, which, i / c->head_dim, i % c->head_dim),
+                y = side_kv_get(a, s, slot, which, i / c->head_dim, i % c->head_dim);
           if (appended && skip[slot - c->length[s]]) {
             out->skipped++;
             continue;
@@ -170,10 +182,13 @@ static void compare_cache(verdict *out, const plan *p, const side *e, const side
           if (x == y) continue;
           double error = fabs((double)x - y) / 4; /* what is appended has magnitudes of 1 to 5 */
           double allowed = !appended ? 0 : c->dtype == MAV_DTYPE_BF16 ? fabs(x) * 0x1p-7 / 4 + tolerance : tolerance;
-          snprintf(text, sizeof text, "%s of sequence %d, slot %lld, head %lld, channel %lld is %.9g, expected %.9g", which ? "value" : "key", s,
-                   (long long)slot, (long long)(i / c->head_dim), (long long)(i % c->head_dim), (double)y, (double)x);
-          if (!(error <= allowed)) fail(out, error, text);
-          else if (c->dtype == MAV_DTYPE_F32 && error > out->worst) out->worst = error;
+          snprintf(text, sizeof text, "%s of sequence %d, slot %lld, head %lld, channel %lld is %.9g, expected %.9g",
+                   which ? "value" : "key", s, (long long)slot, (long long)(i / c->head_dim), (long long)(i % c->head_dim), (double)y,
+                   (double)x);
+          if (!(error <= allowed))
+            fail(out, error, text);
+          else if (c->dtype == MAV_DTYPE_F32 && error > out->worst)
+            out->worst = error;
         }
       }
     }
@@ -186,13 +201,16 @@ void compare(verdict *out, const plan *p, const side *e, const side *a, double t
   for (int i = 0; i < p->desc->args; i++) {
     const mav_arg_desc *d = &p->desc->arg[i];
     if (d->kind != MAV_ARG_OUT && d->kind != MAV_ARG_MUT) continue;
-    if (mav_tensor_count(e->args[i].tensor) != mav_tensor_count(a->args[i].tensor) || mav_tensor_dtype(e->args[i].tensor) != mav_tensor_dtype(a->args[i].tensor)) {
+    if (mav_tensor_count(e->args[i].tensor) != mav_tensor_count(a->args[i].tensor) ||
+        mav_tensor_dtype(e->args[i].tensor) != mav_tensor_dtype(a->args[i].tensor)) {
       fail(out, 1e30, "the results have different shapes");
       return;
     }
     const int64_t by_row = d->kind == MAV_ARG_OUT && rows && mav_tensor_count(e->args[i].tensor) % rows == 0 ? rows : 0;
-    if (mavk_dtype_is_float((int32_t)mav_tensor_dtype(e->args[i].tensor))) compare_floats(out, p, i, e, a, by_row, tolerance);
-    else compare_integers(out, p, i, e, a, by_row);
+    if (mavk_dtype_is_float((int32_t)mav_tensor_dtype(e->args[i].tensor)))
+      compare_floats(out, p, i, e, a, by_row, tolerance);
+    else
+      compare_integers(out, p, i, e, a, by_row);
   }
   if (is(p, "norm_qkv") || is(p, "rope_append")) compare_cache(out, p, e, a, tolerance);
 }
@@ -212,12 +230,14 @@ static int64_t closure(const plan *p, int64_t r, int64_t *rows) {
 }
 
 /* The last row of `alone` against row r of `all`. */
-static void same_bits(verdict *out, const plan *p, const side *all, int64_t r, int64_t rows, const side *alone, int64_t alone_rows, const char *how) {
+static void same_bits(verdict *out, const plan *p, const side *all, int64_t r, int64_t rows, const side *alone, int64_t alone_rows,
+                      const char *how) {
   for (int i = 0; i < p->desc->args; i++) {
     if (p->desc->arg[i].kind != MAV_ARG_OUT) continue;
     const mav_tensor *t = all->args[i].tensor;
     const size_t bytes = (size_t)(count_of(t) / rows) * mav_dtype_bytes(mav_tensor_dtype(t));
-    const char *x = (const char *)side_data(all, i) + bytes * (size_t)r, *y = (const char *)side_data(alone, i) + bytes * (size_t)(alone_rows - 1);
+    const char *x = (const char *)side_data(all, i) + bytes * (size_t)r,
+               *y = (const char *)side_data(alone, i) + bytes * (size_t)(alone_rows - 1);
     out->compared += (int64_t)bytes;
     if (!bytes || !memcmp(x, y, bytes)) continue;
     char text[256];

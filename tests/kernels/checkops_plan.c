@@ -17,9 +17,15 @@ uint64_t rng_next(rng *r) {
   return z ^ z >> 31;
 }
 
-double rng_uniform(rng *r) { return ((double)(rng_next(r) >> 11) + 0.5) * 0x1p-53; }
-double rng_normal(rng *r) { return sqrt(-2 * log(rng_uniform(r))) * cos(6.283185307179586 * rng_uniform(r)); }
-int64_t rng_range(rng *r, int64_t low, int64_t high) { return low + (int64_t)(rng_next(r) % (uint64_t)(high - low + 1)); }
+double rng_uniform(rng *r) {
+  return ((double)(rng_next(r) >> 11) + 0.5) * 0x1p-53;
+}
+double rng_normal(rng *r) {
+  return sqrt(-2 * log(rng_uniform(r))) * cos(6.283185307179586 * rng_uniform(r));
+}
+int64_t rng_range(rng *r, int64_t low, int64_t high) {
+  return low + (int64_t)(rng_next(r) % (uint64_t)(high - low + 1));
+}
 
 #define PICK(r, ...) ((const int[]){__VA_ARGS__}[rng_range(r, 0, (int64_t)(sizeof((const int[]){__VA_ARGS__}) / sizeof(int)) - 1)])
 
@@ -31,21 +37,23 @@ int plan_arg(const plan *p, const char *name) {
   return -1;
 }
 
-static bool is_op(const plan *p, const char *names) { /* space-separated */
+bool plan_is(const plan *p, const char *names) {
   size_t n = strlen(p->desc->name);
   for (const char *s = names; (s = strstr(s, p->desc->name)); s += n)
     if ((s == names || s[-1] == ' ') && (s[n] == ' ' || !s[n])) return true;
   return false;
 }
 
-static int64_t *letter(plan *p, char c) { return &p->letter[c - 'A']; }
-static int64_t count_of(const operand *v) {
+static int64_t *letter(plan *p, char c) {
+  return &p->letter[c - 'A'];
+}
+int64_t operand_count(const operand *v) {
   int64_t n = 1;
   for (int i = 0; i < v->dims; i++) n *= v->shape[i];
   return n;
 }
 
-static bool broadcasts(const plan *p) {
+bool plan_broadcasts(const plan *p) {
   const char *result = p->desc->arg[p->desc->args - 1].shape;
   return result && strchr(result, '|');
 }
@@ -60,7 +68,9 @@ static bool has(const plan *p, mav_arg_kind kind) {
 
 static int64_t any_size(rng *r) {
   if (rng_chance(r, 0.02)) return rng_range(r, 8000, 20000);
-  if (rng_chance(r, 0.5)) return PICK(r, 1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 127, 128, 129, 160, 255, 256, 257, 320, 511, 512, 513, 640, 1000, 1025);
+  if (rng_chance(r, 0.5))
+    return PICK(r, 1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 127, 128, 129, 160, 255, 256, 257, 320, 511, 512, 513, 640,
+                1000, 1025);
   return rng_range(r, 1, 400);
 }
 
@@ -82,21 +92,21 @@ static void relate(plan *p, rng *r, const sizes *fixed) {
   set_default(p, 'K', rng_range(r, 1, 4));
   set_default(p, 'H', *letter(p, 'K') * rng_range(r, 1, 5));
   set_default(p, 'C', PICK(r, 2, 4, 6, 8, 16, 20, 32, 40, 64, 80, 128, 256));
-  set_default(p, 'E', rng_range(r, 1, is_op(p, "router") ? 140 : 9));
+  set_default(p, 'E', rng_range(r, 1, plan_is(p, "router") ? 140 : 9));
   set_default(p, 'A', rng_range(r, 1, *letter(p, 'E') < 3 ? *letter(p, 'E') : 3));
   set_default(p, 'B', rng_chance(r, 0.5) ? 1 : *letter(p, 'A'));
   set_default(p, 'Q', SEQUENCES_MAX + rng_range(r, 0, 2));
-  set_default(p, 'V', is_op(p, "penalize mark_seen sample") ? rng_range(r, 1, 3000) : any_size(r));
+  set_default(p, 'V', plan_is(p, "penalize mark_seen sample") ? rng_range(r, 1, 3000) : any_size(r));
   for (const char *c = "DFNIM"; *c; c++) set_default(p, *c, any_size(r));
-  if (!p->bench && is_op(p, LONG_ROWS) && rng_chance(r, 0.3)) *letter(p, 'N') = rng_range(r, 1, 3000);
+  if (!p->bench && plan_is(p, LONG_ROWS) && rng_chance(r, 0.3)) *letter(p, 'N') = rng_range(r, 1, 3000);
   for (const char *c = "NMIV"; *c && !weights; c++) at_most(p, 'D', 1000000 / *letter(p, *c));
-  if (!p->bench && !weights && is_op(p, LONG_ROWS) && rng_chance(r, 0.12)) { /* longer than the blocks that threads share */
+  if (!p->bench && !weights && plan_is(p, LONG_ROWS) && rng_chance(r, 0.12)) { /* longer than the blocks that threads share */
     *letter(p, 'V') = *letter(p, 'N') = rng_range(r, 16000, 50000);
     at_most(p, 'T', 3);
   }
   const int64_t T = *letter(p, 'T');
-  if (has(p, MAV_ARG_KV) && !is_op(p, "attention")) at_most(p, 'H', 12 / *letter(p, 'K') * *letter(p, 'K'));
-  if (is_op(p, "norm_qkv rope_append")) {
+  if (has(p, MAV_ARG_KV) && !plan_is(p, "attention")) at_most(p, 'H', 12 / *letter(p, 'K') * *letter(p, 'K'));
+  if (plan_is(p, "norm_qkv rope_append")) {
     at_most(p, 'C', 128);
     *letter(p, 'N') = (*letter(p, 'H') + 2 * *letter(p, 'K')) * *letter(p, 'C');
     at_most(p, 'D', 2000000 / T / *letter(p, 'N'));
@@ -133,13 +143,21 @@ static void make_cache(plan *p, rng *r, const sizes *fixed) {
     c->key[s] = (int64_t)rng_next(r);
     if (fixed) c->length[s] = fixed->context;
   }
-  if (fixed) *c = (cache){.given = c->given, .sequences = 1, .length = {fixed->context}, .key = {1}, .page = 32, .kv_heads = c->kv_heads,
-                          .head_dim = c->head_dim, .dtype = MAV_DTYPE_BF16, .seed = 1};
+  if (fixed)
+    *c = (cache){.given = c->given,
+                 .sequences = 1,
+                 .length = {fixed->context},
+                 .key = {1},
+                 .page = 32,
+                 .kv_heads = c->kv_heads,
+                 .head_dim = c->head_dim,
+                 .dtype = MAV_DTYPE_BF16,
+                 .seed = 1};
 }
 
 static void make_rows(plan *p, rng *r) {
   const bool tree = !p->bench && rng_chance(r, 0.5), idle = !p->bench && rng_chance(r, 0.3);
-  const int64_t vocabulary = is_op(p, "embed penalize mark_seen sample") ? *letter(p, 'V') : 1000;
+  const int64_t vocabulary = plan_is(p, "embed penalize mark_seen sample") ? *letter(p, 'V') : 1000;
   int64_t last[SEQUENCES_MAX] = {-1, -1, -1, -1};
   cache *c = &p->kv;
   p->rows = *letter(p, 'T');
@@ -214,7 +232,8 @@ static double cast_value(rng *r, mav_dtype t) {
   if (t == MAV_DTYPE_U8) return (double)rng_range(r, 0, 255);
   if (t == MAV_DTYPE_I32) return (double)((int64_t)rng_next(r) >> rng_range(r, 32, 60));
   if (t == MAV_DTYPE_I64) return (double)((int64_t)rng_next(r) >> rng_range(r, 11, 60));
-  static const float special[] = {0, -0.0f, INFINITY, -INFINITY, NAN, 448, 464, 480, -449, 65504, 65520, 3e38f, 255.5f, -1, 0x1p31f, 0x1p63f, 0x1p-10f};
+  static const float special[] = {0,     -0.0f, INFINITY, -INFINITY, NAN, 448,     464,     480,     -449,
+                                  65504, 65520, 3e38f,    255.5f,    -1,  0x1p31f, 0x1p63f, 0x1p-10f};
   if (rng_chance(r, 0.2)) return special[rng_range(r, 0, (int64_t)(sizeof special / sizeof *special) - 1)];
   return rng_normal(r) * exp(5 * rng_normal(r));
 }
@@ -222,18 +241,18 @@ static double cast_value(rng *r, mav_dtype t) {
 static double element(const plan *p, int i, rng *r, bool ties) {
   const mav_arg_desc *d = &p->desc->arg[i];
   double x = rng_normal(r);
-  if (is_op(p, "cast")) return cast_value(r, p->v[i].dtype);
-  if (!strcmp(d->name, "norm") || (is_op(p, "rmsnorm") && !strcmp(d->name, "w"))) return 1 + 0.2 * x;
+  if (plan_is(p, "cast")) return cast_value(r, p->v[i].dtype);
+  if (!strcmp(d->name, "norm") || (plan_is(p, "rmsnorm") && !strcmp(d->name, "w"))) return 1 + 0.2 * x;
   if (!strcmp(d->name, "score")) return 1 / (1 + exp(-x));
   if (!strcmp(d->name, "seen")) return rng_chance(r, 0.1);
   if (!strcmp(d->name, "cond")) return rng_chance(r, 0.5) ? x : 0;
-  if (is_op(p, "log sqrt rsqrt")) return exp(3 * x);
-  if (is_op(p, "div") && !strcmp(d->name, "b")) return (rng_chance(r, 0.5) ? 1 : -1) * exp(x);
-  if (is_op(p, "less equal maximum minimum")) return floor(2 * x);
-  if (is_op(p, "exp") && rng_chance(r, 0.01)) return -200;
-  if (is_op(p, "sigmoid silu tanh") && rng_chance(r, 0.02)) return 200 * x;
-  if (is_op(p, "quantize")) return x * exp(4 * rng_normal(r));
-  if (is_op(p, "penalize top_k_mask top_p_mask min_p_mask sample softmax log_softmax argmax topk")) {
+  if (plan_is(p, "log sqrt rsqrt")) return exp(3 * x);
+  if (plan_is(p, "div") && !strcmp(d->name, "b")) return (rng_chance(r, 0.5) ? 1 : -1) * exp(x);
+  if (plan_is(p, "less equal maximum minimum")) return floor(2 * x);
+  if (plan_is(p, "exp") && rng_chance(r, 0.01)) return -200;
+  if (plan_is(p, "sigmoid silu tanh") && rng_chance(r, 0.02)) return 200 * x;
+  if (plan_is(p, "quantize")) return x * exp(4 * rng_normal(r));
+  if (plan_is(p, "penalize top_k_mask top_p_mask min_p_mask sample softmax log_softmax argmax topk")) {
     if (ties && rng_chance(r, 0.1)) return -INFINITY;
     return ties ? floor(3 * x) / 2 : 3 * x;
   }
@@ -243,7 +262,7 @@ static double element(const plan *p, int i, rng *r, bool ties) {
 static void fill(plan *p, int i, rng *r) {
   const mav_arg_desc *d = &p->desc->arg[i];
   operand *v = &p->v[i];
-  const int64_t n = count_of(v), last = v->dims ? v->shape[v->dims - 1] : 1;
+  const int64_t n = operand_count(v), last = v->dims ? v->shape[v->dims - 1] : 1;
   const bool ties = !p->bench && rng_chance(r, 0.4);
   v->data = calloc((size_t)n + 1, mav_dtype_bytes(v->dtype));
   if (!v->data) abort();
@@ -261,11 +280,15 @@ static void fill(plan *p, int i, rng *r) {
     if (!strcmp(d->name, "rope")) x = pow(10000, -(double)k / (double)n);
     if (x == -INFINITY && k % last == last / 2) x = 0; /* one finite value in every row of logits */
     if (d->kind == MAV_ARG_WEIGHT) x /= v->dtype == MAV_DTYPE_F8 ? 0.02 : sqrt((double)last);
-    if (v->dtype == MAV_DTYPE_I64) ((int64_t *)v->data)[k] = (int64_t)x;
-    else if (v->dtype == MAV_DTYPE_I32) ((int32_t *)v->data)[k] = (int32_t)x;
-    else mavk_put_f32(v->data, (int32_t)v->dtype, k, (float)x);
+    if (v->dtype == MAV_DTYPE_I64)
+      ((int64_t *)v->data)[k] = (int64_t)x;
+    else if (v->dtype == MAV_DTYPE_I32)
+      ((int32_t *)v->data)[k] = (int32_t)x;
+    else
+      mavk_put_f32(v->data, (int32_t)v->dtype, k, (float)x);
   }
-  if (is_op(p, "quantize") && !p->bench && rng_chance(r, 0.3)) memset(v->data, 0, (size_t)last * mav_dtype_bytes(v->dtype)); /* a zero row */
+  if (plan_is(p, "quantize") && !p->bench && rng_chance(r, 0.3))
+    memset(v->data, 0, (size_t)last * mav_dtype_bytes(v->dtype)); /* a zero row */
 }
 
 static void make_scale(plan *p, int i, rng *r) {
@@ -293,8 +316,10 @@ static double number(const plan *p, int i, rng *r) {
   if (!strcmp(name, "chunk")) return p->kv.chunk;
   if (!strcmp(name, "scale")) return rng_chance(r, 0.7) ? 0 : 0.3;
   if (!strcmp(name, "top_k")) return (double)rng_range(r, 1, *letter((plan *)p, 'E') < 4 ? *letter((plan *)p, 'E') : 4);
-  if (!strcmp(name, "k")) return p->bench ? 20 : (double)(is_op(p, "topk") ? rng_range(r, 1, N < 40 ? N : 40) : rng_range(r, 1, rng_chance(r, 0.5) ? 20 : N + 3));
-  if (!strcmp(name, "p") && is_op(p, "min_p_mask")) return p->bench ? 0.05 : rng_chance(r, 0.1) ? PICK(r, 0, 1) : 0.3 * rng_uniform(r);
+  if (!strcmp(name, "k"))
+    return p->bench ? 20
+                    : (double)(plan_is(p, "topk") ? rng_range(r, 1, N < 40 ? N : 40) : rng_range(r, 1, rng_chance(r, 0.5) ? 20 : N + 3));
+  if (!strcmp(name, "p") && plan_is(p, "min_p_mask")) return p->bench ? 0.05 : rng_chance(r, 0.1) ? PICK(r, 0, 1) : 0.3 * rng_uniform(r);
   if (!strcmp(name, "p")) return p->bench ? 0.95 : rng_chance(r, 0.1) ? 1 : rng_chance(r, 0.1) ? 0.01 : rng_uniform(r);
   if (!strcmp(name, "penalty")) return (double)PICK(r, 10, 13, 7, 20) / 10;
   if (!strcmp(name, "seed")) return (double)rng_range(r, 0, INT64_C(1) << 53);
@@ -307,7 +332,7 @@ static double number(const plan *p, int i, rng *r) {
 /* Gate and up share their rounded activations: one dtype, one rounding. */
 static bool meets_the_same(const plan *p, int i) {
   const char *name = p->desc->arg[i].name;
-  return is_op(p, "ffn_up") && (!strcmp(name, "up") || !strcmp(name, "expert_up"));
+  return plan_is(p, "ffn_up") && (!strcmp(name, "up") || !strcmp(name, "expert_up"));
 }
 
 /* ---- the plan ----------------------------------------------------------------------------------------------------- */
@@ -320,14 +345,14 @@ void plan_make(plan *p, int op, uint64_t seed, const sizes *fixed) {
   make_cache(p, r, fixed);
   if (has(p, MAV_ARG_ROWS)) make_rows(p, r);
   const bool experts = p->bench ? p->letter['E' - 'A'] > 1 : rng_chance(r, 0.6), rope = p->bench || rng_chance(r, 0.6);
-  if (is_op(p, "ffn_up ffn_down")) *letter(p, 'S') = experts ? *letter(p, 'A') + 1 : 1;
+  if (plan_is(p, "ffn_up ffn_down")) *letter(p, 'S') = experts ? *letter(p, 'A') + 1 : 1;
   p->comm = rng_chance(r, 0.5);
   for (int i = 0; i < p->desc->args; i++) {
     const mav_arg_desc *d = &p->desc->arg[i];
     operand *v = &p->v[i];
     v->given = !d->optional || rng_chance(r, 0.5);
     if (!strcmp(d->name, "rope")) v->given = rope;
-    if (is_op(p, "ffn_up ffn_down") && d->optional) v->given = experts;
+    if (plan_is(p, "ffn_up ffn_down") && d->optional) v->given = experts;
     if (d->kind == MAV_ARG_NUM || d->kind == MAV_ARG_INT || d->kind == MAV_ARG_DTYPE) {
       v->number = number(p, i, r);
       v->given = v->given || v->number != d->value || p->bench;
@@ -339,11 +364,11 @@ void plan_make(plan *p, int op, uint64_t seed, const sizes *fixed) {
     if (p->bench && d->types >> fixed->weight & 1) v->dtype = fixed->weight;
     if (meets_the_same(p, i)) v->dtype = p->v[i - 1].dtype;
     make_shape(p, i, r);
-    if (broadcasts(p)) {
+    if (plan_broadcasts(p)) {
       broadcast_shape(p, i, r);
       v->transposed = v->dims > 1 && !p->bench && rng_chance(r, 0.2);
     }
-    if (is_op(p, "cast")) v->transposed = v->dims > 1 && !p->bench && rng_chance(r, 0.3);
+    if (plan_is(p, "cast")) v->transposed = v->dims > 1 && !p->bench && rng_chance(r, 0.3);
     fill(p, i, r);
     if (d->kind == MAV_ARG_WEIGHT) {
       if (!p->bench && rng_chance(r, 0.5))
@@ -359,85 +384,4 @@ void plan_free(plan *p) {
     free(p->v[i].data);
     free(p->v[i].scale);
   }
-}
-
-/* ---- rows of a plan ----------------------------------------------------------------------------------------------- */
-
-bool plan_is_by_row(const plan *p, int i) {
-  const mav_arg_desc *d = &p->desc->arg[i];
-  if (!d->shape || d->kind == MAV_ARG_WEIGHT || d->kind == MAV_ARG_MUT) return false;
-  if (is_op(p, "gather")) return *d->shape == 'I';
-  return *d->shape == 'T' || *d->shape == '*' || *d->shape == '=' || strchr(d->shape, '|');
-}
-
-int64_t plan_row_count(const plan *p) {
-  if (is_op(p, "stack mark_seen")) return 0;
-  if (p->rows) return p->rows;
-  const operand *a = &p->v[0];
-  for (int i = 0; i < p->desc->args; i++)
-    if (p->v[i].data && plan_is_by_row(p, i)) {
-      a = &p->v[i];
-      break;
-    }
-  if (broadcasts(p)) { /* broadcasting mixes rows: only where it does not happen */
-    const operand *b = &p->v[1];
-    if (a->dims != b->dims || memcmp(a->shape, b->shape, sizeof *a->shape * (size_t)a->dims)) return 0;
-  }
-  return a->dims > (p->desc->arg[0].shape[0] == '*' && p->desc->arg[0].shape[1] ? 1 : 0) ? a->shape[0] : 0;
-}
-
-void plan_pick(plan *to, const plan *from, const int64_t *rows, int64_t count) {
-  *to = *from;
-  for (int i = 0; i < from->desc->args; i++) {
-    const operand *a = &from->v[i];
-    operand *b = &to->v[i];
-    if (a->scale) { /* both own theirs */
-      int64_t n = (a->scale_dims > 0 ? a->scale_shape[0] : 1) * (a->scale_dims > 1 ? a->scale_shape[1] : 1);
-      b->scale = malloc((size_t)n * sizeof *b->scale);
-      if (!b->scale) abort();
-      memcpy(b->scale, a->scale, (size_t)n * sizeof *b->scale);
-    }
-    if (!a->data) continue;
-    const bool pick = plan_is_by_row(from, i);
-    const int64_t total = count_of(a), each = pick ? total / a->shape[0] : total;
-    const size_t size = mav_dtype_bytes(a->dtype) * (size_t)each;
-    if (pick) b->shape[0] = count;
-    b->data = malloc(size * (size_t)(pick ? count : 1) + 1);
-    if (!b->data) abort();
-    for (int64_t k = 0; k < (pick ? count : 1); k++) memcpy((char *)b->data + size * (size_t)k, (char *)a->data + size * (size_t)(pick ? rows[k] : 0), size);
-  }
-  if (!from->rows) return;
-  to->rows = count;
-  for (int64_t k = 0; k < count; k++) {
-    to->row[k] = from->row[rows[k]];
-    for (int64_t u = 0; u < k; u++)
-      if (rows[u] == from->row[rows[k]].parent) to->row[k].parent = (int32_t)u;
-  }
-}
-
-const char *plan_text(const plan *p, char *out, size_t bytes) {
-  static const char *const acts[] = {"", " static", " dynamic"};
-  size_t n = 0;
-  out[0] = 0;
-#define ADD(...) n += n < bytes ? (size_t)snprintf(out + n, bytes - n, __VA_ARGS__) : 0
-  for (int i = 0; i < p->desc->args; i++) {
-    const operand *v = &p->v[i];
-    if (v->data) {
-      ADD("%s %s(", p->desc->arg[i].name, mav_dtype_name(v->dtype));
-      for (int d = 0; d < v->dims; d++) ADD(d ? ",%lld" : "%lld", (long long)v->shape[d]);
-      ADD(")%s%s", v->transposed ? "^T" : "", v->pad[0] || v->pad[1] ? "+" : "");
-      if (v->scale) ADD("/scale%dd%s", v->scale_dims, acts[v->act]);
-      ADD(" ");
-    } else if (v->given && p->desc->arg[i].kind >= MAV_ARG_NUM && p->desc->arg[i].kind <= MAV_ARG_DTYPE) {
-      ADD("%s=%g ", p->desc->arg[i].name, v->number);
-    }
-  }
-  if (p->rows) ADD("rows=%lld ", (long long)p->rows);
-  if (p->kv.given) {
-    ADD("kv %s H=%lld K=%d C=%d page=%d chunk=%d contexts", mav_dtype_name(p->kv.dtype), (long long)p->letter['H' - 'A'], p->kv.kv_heads,
-        p->kv.head_dim, p->kv.page, p->kv.chunk);
-    for (int s = 0; s < p->kv.sequences; s++) ADD(" %lld", (long long)p->kv.length[s]);
-  }
-#undef ADD
-  return out;
 }
