@@ -31,6 +31,7 @@ V16_INLINE void v16i_mul_wide(v16i a, uint32_t m, v16i *low, v16i *high) {
   *low = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
   *high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
 }
+V16_INLINE bool v16_any_eq(v16 a, v16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
 V16_INLINE bool v16_any_lt(v16 a, v16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
 V16_INLINE void v16_store_f16(uint16_t *p, v16 a) {
   _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -86,6 +87,9 @@ V16_INLINE void v16i_mul_wide8(__m256i a, uint32_t m, __m256i *low, __m256i *hig
 V16_INLINE void v16i_mul_wide(v16i x, uint32_t m, v16i *low, v16i *high) {
   v16i_mul_wide8(x.a, m, &low->a, &high->a);
   v16i_mul_wide8(x.b, m, &low->b, &high->b);
+}
+V16_INLINE bool v16_any_eq(v16 x, v16 y) {
+  return (_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ)) | _mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ))) != 0;
 }
 V16_INLINE bool v16_any_lt(v16 x, v16 y) {
   return (_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ)) | _mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))) != 0;

@@ -148,6 +148,7 @@ void MAVK_CPU(argmax)(const mavk_args_argmax *a, mavk_thread *t) {
   for (block k; block_claim(&k, &b, &a->x, NULL, t);) {
     const float m = largest_of(k.x, k.count);
     int64_t i = 0;
+    while (i + 16 <= k.count && !v16_any_eq(v16_load(k.x + i), v16_set1(m))) i += 16;
     while (i < k.count && k.x[i] != m) i++;
     largest[k.index] = m;
     at[k.index] = (int32_t)(i < k.count ? k.first + i : 0); /* only NaN: any index that exists */
