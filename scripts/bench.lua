@@ -12,6 +12,7 @@ local EXAMPLE = [[
 mav bench --model DIR --dtype fp8 --threads 2
 mav bench --json | jq .decode.tokens_per_s]]
 
+local SHARE_BYTES_MIN = require("mav.session.stats").SHARE_BYTES_MIN
 local PROMPT = 512
 local ROWS = { 1, 2, 4, 8, 16 }
 
@@ -108,8 +109,9 @@ local function print_table(r)
   print(("model %s, dtype %s, %s %s, %d threads, memory %.1f GB/s"):format(r.model, r.dtype, r.device, r.isa, r.threads,
     r.bandwidth_gb_per_s))
   local d = r.decode
-  print(("decode   %9.1f tokens/s   %9.1f us a step (p99 %.1f)   %.2f MB a step   %.2f GB/s, %.0f%% of the memory's   Lua %.2f us"):format(
-    d.tokens_per_s, d.us_per_step, d.us_per_step_p99, d.bytes_per_step / 1e6, d.gb_per_s, 100 * d.bandwidth_share, r.lua_us_per_step))
+  local share = d.bytes_per_step < SHARE_BYTES_MIN and "from caches" or ("%.0f%% of the memory's"):format(100 * d.bandwidth_share)
+  print(("decode   %9.1f tokens/s   %9.1f us a step (p99 %.1f)   %.2f MB a step   %.2f GB/s, %s   Lua %.2f us"):format(
+    d.tokens_per_s, d.us_per_step, d.us_per_step_p99, d.bytes_per_step / 1e6, d.gb_per_s, share, r.lua_us_per_step))
   for _, n in ipairs(ROWS) do
     local us = r.rows[tostring(n)]
     print(("rows %-3d %9.1f us   %5.2f of one row"):format(n, us, us / r.rows["1"]))
