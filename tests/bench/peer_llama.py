@@ -31,7 +31,7 @@ import gguf
 import llama_cpp as ll
 import numpy as np
 
-PREFIX = 64      # tokens in the cache before decode and rows are timed
+PREFIX = 128     # tokens in the cache before decode and rows are timed
 CONTEXT = 2048
 WARMUP = 3       # calls before decode is timed
 ROWS_TURNS = 3   # how often the row counts are gone through; the first call of each visit is not timed

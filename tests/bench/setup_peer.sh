@@ -34,7 +34,7 @@ jobs=${PEER_JOBS:-$(nproc)}
 mkdir -p "$venv"
 venv=$(cd "$venv" && pwd -P)
 [ -x "$venv/bin/pip" ] || "${PYTHON:-python3}" -m venv "$venv"
-pip="$venv/bin/pip --disable-pip-version-check"
+pip() { nice -n 10 "$venv/bin/pip" --disable-pip-version-check --quiet "$@"; }
 
 # What was built, with which flags; compared as a whole to decide whether to build again.
 flags="-DGGML_NATIVE=ON -DGGML_OPENMP=ON"
@@ -45,14 +45,15 @@ if [ "$(cat "$venv/peer.stamp" 2>/dev/null)" = "$stamp" ] && "$venv/bin/python" 
 fi
 
 rm -f "$venv/peer.stamp"
-$pip install --quiet gguf numpy
+pip install gguf numpy
 tmp=$(mktemp -d "$venv/build.XXXXXX") # a real path, on the same disk
 trap 'rm -rf "$tmp"' EXIT INT TERM
 echo "building llama-cpp-python $version with $jobs jobs ..."
-TMPDIR=$tmp CMAKE_ARGS="$flags" CMAKE_BUILD_PARALLEL_LEVEL=$jobs nice -n 10 \
-    $pip install --quiet --force-reinstall --no-deps --no-cache-dir \
-    --no-binary llama-cpp-python "llama-cpp-python==$version"
+(
+    export TMPDIR="$tmp" CMAKE_ARGS="$flags" CMAKE_BUILD_PARALLEL_LEVEL="$jobs"
+    pip install --force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python "llama-cpp-python==$version"
+)
 # Its few pure-Python requirements, from wheels.
-$pip install --quiet "llama-cpp-python==$version"
+pip install "llama-cpp-python==$version"
 printf '%s\n' "$stamp" >"$venv/peer.stamp"
 "$venv/bin/python" -c 'import llama_cpp; print("peer is ready: llama-cpp-python", llama_cpp.__version__)'

@@ -31,6 +31,8 @@ reading the tables:
   weights      bf16 against bf16; Mav's fp8 (8 bits a weight) against llama.cpp's q8_0 (8.5)
   isa          avx2: Mav with MAV_CPU_ISA=avx2; llama.cpp is always the native build
   tokens/s     one sequence, one token a step: median of the rounds (lowest-highest)
+  us/step      the median step; far below 1/(tokens/s) means that some steps stalled
+  prompt 512   tokens/s of one call over 512 tokens
   of DRAM      weight bytes a step x steps/s, over the bandwidth probed in the same round;
                "cached" where the whole model fits the last-level cache
   rows n/1     cost of one step of n rows over a step of one: what verifying a draft costs;
@@ -39,6 +41,7 @@ reading the tables:
 """
 PAIRS = (("bf16", "bf16"), ("q8_0", "fp8"))  # (llama.cpp's weights, Mav's)
 ROWS = ("1", "2", "4", "8", "16")
+CONTEXT = 128    # tokens in the cache before decode and rows are timed (PREFIX of peer_llama.py)
 MAV_TIMEOUT_S = 900
 
 
@@ -96,8 +99,9 @@ class Probe:
 
 
 # ---------------------------------------------------------------- the engines
-# measure() of either returns
-#   {"tokens_per_s", "us_per_step", "bytes_per_step", "rows": {n: us}, "prompt_tokens_per_s"}
+# measure(threads, seconds) of either returns
+#   {"tokens_per_s", "us_per_step", "bytes_per_step", "rows": {n: us}, "prompt_tokens_per_s"};
+# seconds: how long llama.cpp takes for its steps, so that Mav's cover about the same positions
 
 class Llama:
     """One llama.cpp worker: a GGUF file loaded once, driven through peer_llama.py."""
@@ -107,6 +111,7 @@ class Llama:
         command = [python, os.path.join(HERE, "peer_llama.py"), path] + ["--mmap"] * mmap
         self.worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.weights, self.isa, self.quick = weights, "native", quick
+        self.steps = 32 if quick else 128
         self.info = self.ask("info")
 
     def ask(self, command, **arguments):
@@ -118,8 +123,8 @@ class Llama:
             raise RuntimeError(answer["error"])
         return answer
 
-    def measure(self, threads):
-        decode = self.ask("decode", threads=threads, tokens=16 if self.quick else 64, repeats=2)
+    def measure(self, threads, _seconds=None):
+        decode = self.ask("decode", threads=threads, tokens=self.steps, repeats=1)
         rows = self.ask("rows", threads=threads, rows=[int(n) for n in ROWS], repeats=3 if self.quick else 9)
         prompt = self.ask("prompt", threads=threads, tokens=512, repeats=1 if self.quick else 2)
         return dict(tokens_per_s=decode["tokens_per_s"], us_per_step=decode["us_per_step"],
@@ -136,17 +141,19 @@ class Mav:
     engine = "Mav"
 
     def __init__(self, binary, directory, weights, isa, forced):
-        self.command = [binary, "bench", "--model", directory, "--dtype", weights, "--json"]
+        self.command = [binary, "bench", "--model", directory, "--dtype", weights,
+                        "--context", str(CONTEXT), "--json"]
         self.weights, self.isa = weights, isa
         self.env = dict(os.environ)
         self.env.pop("MAV_CPU_ISA", None)
         if forced:
             self.env["MAV_CPU_ISA"] = isa
 
-    def measure(self, threads):
+    def measure(self, threads, seconds):
+        command = self.command + ["--threads", str(threads), "--seconds", f"{seconds:.4f}"]
         try:
-            done = subprocess.run(self.command + ["--threads", str(threads)], env=self.env, text=True,
-                                  capture_output=True, timeout=MAV_TIMEOUT_S, check=False)
+            done = subprocess.run(command, env=self.env, text=True, capture_output=True,
+                                  timeout=MAV_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired as e:
             raise RuntimeError(f"mav bench: no answer in {MAV_TIMEOUT_S} s") from e
         if done.returncode != 0:
@@ -198,8 +205,10 @@ def run_model(name, a, probe, mav_isas):
                     case = cases[e, threads]
                     if "error" in case:
                         continue
+                    theirs = cases[group[0], threads]["rounds"][-1:]
+                    seconds = group[0].steps * theirs[0]["us_per_step"] / 1e6 if theirs else 2
                     try:
-                        result = e.measure(threads)
+                        result = e.measure(threads, seconds)
                     except RuntimeError as error:
                         case["error"] = str(error)
                         say(f"  {error}")
@@ -230,6 +239,7 @@ def summarize(model):
         gb = [x["bytes_per_step"] * x["tokens_per_s"] / 1e9 for x in rounds]
         case["summary"] = dict(
             tokens_per_s=spread([x["tokens_per_s"] for x in rounds]),
+            us_per_step=spread([x["us_per_step"] for x in rounds]),
             gb_per_s=spread(gb),
             dram_share=spread([g / d for g, d in zip(gb, dram)]),
             prompt_tokens_per_s=spread([x["prompt_tokens_per_s"] for x in rounds]),
@@ -296,16 +306,16 @@ def report(result):
         for c in model["cases"]:
             s, label = c["summary"], [c["engine"], c["weights"], c["isa"], str(c["threads"])]
             if not c["rounds"]:
-                rows.append(label + ["failed"] + ["-"] * 7)
+                rows.append(label + ["failed"] + ["-"] * 8)
                 continue
             cached = model["info"]["bf16"]["bytes_total"] < machine["cache_bytes"]
             rows.append(label + [
-                cell(s["tokens_per_s"]), cell(s["gb_per_s"], full=False),
+                cell(s["tokens_per_s"]), cell(s["us_per_step"], full=False), cell(s["gb_per_s"], full=False),
                 "cached" if cached else cell(s["dram_share"], 100, "%", full=False),
                 cell(s["prompt_tokens_per_s"])] + [cell(s["rows_ratio"][n], full=False) for n in ROWS[1:]])
         for weights, info in model["info"].items():
-            rows.append(["bytes alone", weights] + [""] * 6 + [number(bytes_alone(info, int(n))) for n in ROWS[1:]])
-        out.append(table(["engine", "weights", "isa", "threads", "tokens/s", "GB/s", "of DRAM", "prompt 512, tokens/s"]
+            rows.append(["bytes alone", weights] + [""] * 7 + [number(bytes_alone(info, int(n))) for n in ROWS[1:]])
+        out.append(table(["engine", "weights", "isa", "threads", "tokens/s", "us/step", "GB/s", "of DRAM", "prompt 512"]
                          + [f"rows {n}/1" for n in ROWS[1:]], rows))
         if model["ratios"]:
             out.append(table(["Mav/llama", "isa", "threads", "decode", "prompt 512"] + [f"{n} rows" for n in ROWS], [
