@@ -290,7 +290,7 @@ def report(result):
     """The whole result as markdown."""
     machine, options = result["machine"], result["options"]
     out = [f"# Mav beside llama.cpp, {result['date']}\n",
-           f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['isa'])}); {options['rounds']} interleaved rounds. "
+           f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['isa'])}); {options['rounds']} interleaved round{'s' * (options['rounds'] > 1)}. "
            f"llama.cpp: llama-cpp-python {result['peer']['version']}, native build, "
            f"weights {'mapped' if options['peer_mmap'] else 'read into memory'}.\n"]
     busy = statistics.median([b for m in result["models"].values() for b in m["busy"]])
@@ -301,7 +301,7 @@ def report(result):
     for name, model in result["models"].items():
         out.append(f"## {name}\n")
         out.append("DRAM read bandwidth: " + ", ".join(
-            f"{cell(spread(v))} GB/s with {t} thread{'s' * (t > 1)}" for t, v in model["bandwidth"].items()) + ".\n")
+            f"{cell(spread(v))} GB/s with {t} thread{'s' * (int(t) > 1)}" for t, v in model["bandwidth"].items()) + ".\n")
         rows = []
         for c in model["cases"]:
             s, label = c["summary"], [c["engine"], c["weights"], c["isa"], str(c["threads"])]
