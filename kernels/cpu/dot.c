@@ -5,54 +5,72 @@
  */
 #include "dot.h"
 
-/* One tile: NR rows at w[r], TR tokens. Everything is a constant after inlining. */
-V16_INLINE void tile(const int32_t dtype, const int NR, const int TR, const uint8_t *w, int64_t stride, int64_t K, const float *x, int64_t ld,
-                     float *out /* (TR, NR) sums */, int64_t ldo) {
-  const int steps = dtype == MAVK_F8 ? 4 : dtype == MAVK_BF16 ? 2 : 1;
-  const int64_t bytes = dtype == MAVK_F16 ? 32 : 64, columns = 16 * steps;
-  const int64_t blocks = K / columns, rest = K % columns;
-  uint8_t padded[8][64];
-  v16 acc[8][8];
-#pragma GCC unroll 8
-  for (int r = 0; r < NR; r++)
-#pragma GCC unroll 8
-    for (int t = 0; t < TR; t++) acc[r][t] = v16_zero();
+#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
 
-#define STEP(source, b)                                                                                                           \
-  do {                                                                                                                            \
-    raw16 raw[8];                                                                                                                 \
-    _Pragma("GCC unroll 8") for (int r = 0; r < NR; r++) if (dtype != MAVK_F16) raw[r] = raw16_load(source);                      \
-    _Pragma("GCC unroll 4") for (int j = 0; j < steps; j++) {                                                                     \
-      v16 wide[8];                                                                                                                \
-      _Pragma("GCC unroll 8") for (int r = 0; r < NR; r++) wide[r] = dtype == MAVK_F8     ? raw16_f8(raw[r], j)                   \
-                                                                     : dtype == MAVK_BF16 ? raw16_bf16(raw[r], j)                 \
-                                                                     : dtype == MAVK_F16  ? v16_load_f16((const uint16_t *)(source)) \
-                                                                                          : raw16_f32(raw[r]);                    \
-      _Pragma("GCC unroll 8") for (int t = 0; t < TR; t++) {                                                                      \
-        const v16 a = v16_load(x + t * ld + (b) * columns + 16 * j);                                                              \
-        _Pragma("GCC unroll 8") for (int r = 0; r < NR; r++) acc[r][t] = v16_fma(wide[r], a, acc[r][t]);                          \
-      }                                                                                                                           \
-    }                                                                                                                             \
-  } while (0)
-
-  for (int64_t b = 0; b < blocks; b++) {
-#pragma GCC unroll 8
-    for (int r = 0; r < NR; r++) _mm_prefetch((const char *)(w + (r + NR) * stride + b * bytes), _MM_HINT_T0);
-    STEP(w + r * stride + b * bytes, b);
-  }
-  if (rest) {
-#pragma GCC unroll 8
-    for (int r = 0; r < NR; r++) {
-      memset(padded[r], 0, sizeof padded[r]);
-      memcpy(padded[r], w + r * stride + blocks * bytes, (size_t)(rest * (bytes / columns)));
+/* out[t * ldo + r] = the sum of acc[r][t], four at a time where they lie side by side. */
+V16_INLINE void store_sums(const int NR, const int TR, dot_vec acc[8][8][DOT_PARTS], float *out, int64_t ldo) {
+#define LANES(r, t) dot_lanes(acc[r][t])
+  const int many = NR % 4 == 0 ? TR : NR == 2 ? TR / 2 * 2 : TR / 4 * 4; /* tokens that are stored four sums at a time */
+  if (NR % 4 == 0) {
+    EACH(t, TR) EACH(g, NR / 4)
+    _mm_storeu_ps(out + t * ldo + 4 * g, v16_sum4(LANES(4 * g, t), LANES(4 * g + 1, t), LANES(4 * g + 2, t), LANES(4 * g + 3, t)));
+  } else if (NR == 2) {
+    EACH(g, TR / 2) {
+      const __m128 s = v16_sum4(LANES(0, 2 * g), LANES(1, 2 * g), LANES(0, 2 * g + 1), LANES(1, 2 * g + 1));
+      _mm_storel_pi((__m64 *)(out + 2 * g * ldo), s);
+      _mm_storeh_pi((__m64 *)(out + (2 * g + 1) * ldo), s);
     }
-    STEP(padded[r], blocks);
+  } else {
+    EACH(g, TR / 4) {
+      float four[4];
+      _mm_storeu_ps(four, v16_sum4(LANES(0, 4 * g), LANES(0, 4 * g + 1), LANES(0, 4 * g + 2), LANES(0, 4 * g + 3)));
+      EACH(i, 4) out[(4 * g + i) * ldo] = four[i];
+    }
   }
-#undef STEP
-#pragma GCC unroll 8
-  for (int t = 0; t < TR; t++)
-#pragma GCC unroll 8
-    for (int r = 0; r < NR; r++) out[t * ldo + r] = v16_sum(acc[r][t]);
+  EACH(i, TR - many) EACH(r, NR) out[(many + i) * ldo + r] = v16_sum(LANES(r, many + i));
+#undef LANES
+}
+
+/* One block of columns: row r's bytes are at w + r * stride, token t's activations at x + t * ld. */
+V16_INLINE void step(const int32_t dtype, const int NR, const int TR, const uint8_t *w, int64_t stride, const float *x, int64_t ld,
+                     dot_vec acc[8][8][DOT_PARTS]) {
+  const int steps = dtype == MAVK_F8 ? 4 : dtype == MAVK_BF16 ? 2 : 1;
+  const int64_t part_bytes = (dtype == MAVK_F16 ? 32 : 64) / DOT_PARTS;
+  EACH(h, DOT_PARTS) {
+    dot_raw raw[8];
+    EACH(r, NR) if (dtype != MAVK_F16) raw[r] = dot_raw_load(w + r * stride + h * part_bytes);
+    EACH(j, steps) {
+      dot_vec wide[8];
+      EACH(r, NR)
+      wide[r] = dtype == MAVK_F8     ? dot_f8(raw[r], j)
+                : dtype == MAVK_BF16 ? dot_bf16(raw[r], j)
+                : dtype == MAVK_F16  ? dot_f16(w + r * stride + h * part_bytes)
+                                     : dot_f32(raw[r]);
+      EACH(t, TR) {
+        const dot_vec a = dot_load(x + t * ld + 16 * j + DOT_LANES * h);
+        EACH(r, NR) acc[r][t][h] = dot_fma(wide[r], a, acc[r][t][h]);
+      }
+    }
+  }
+}
+
+/* One tile: NR rows at w, TR tokens. Everything is a constant after inlining. */
+V16_INLINE void tile(const int32_t dtype, const int NR, const int TR, const uint8_t *w, int64_t stride, int64_t K, const float *x, int64_t ld,
+                     float *out, int64_t ldo) {
+  const int64_t bytes = dtype == MAVK_F16 ? 32 : 64, columns = bytes / dot_element(dtype);
+  const int64_t blocks = K / columns, rest = K % columns;
+  dot_vec acc[8][8][DOT_PARTS];
+  EACH(r, NR) EACH(t, TR) EACH(h, DOT_PARTS) acc[r][t][h] = dot_zero();
+  for (int64_t b = 0; b < blocks; b++) {
+    EACH(r, NR) _mm_prefetch((const char *)(w + (r + NR) * stride + b * bytes), _MM_HINT_T0);
+    step(dtype, NR, TR, w + b * bytes, stride, x + b * columns, ld, acc);
+  }
+  if (rest) { /* the last columns, zero padded */
+    uint8_t padded[8][64] = {{0}};
+    EACH(r, NR) memcpy(padded[r], w + r * stride + blocks * bytes, (size_t)(rest * dot_element(dtype)));
+    step(dtype, NR, TR, padded[0], 64, x + blocks * columns, ld, acc);
+  }
+  store_sums(NR, TR, acc, out, ldo);
 }
 
 typedef void tile_fn(const uint8_t *w, int64_t stride, int64_t K, const float *x, int64_t ld, float *out, int64_t ldo);
@@ -68,9 +86,11 @@ typedef void tile_fn(const uint8_t *w, int64_t stride, int64_t K, const float *x
 #if MAVK_ISA_avx512
 #define TOKENS_MAX 6
 #define SIZES(X, type) X(type, 8, 1) X(type, 8, 2) X(type, 4, 3) X(type, 4, 4) X(type, 4, 5) X(type, 4, 6)
+#define SIZES_F8 SIZES
 #else
 #define TOKENS_MAX 6
 #define SIZES(X, type) X(type, 4, 1) X(type, 2, 2) X(type, 2, 3) X(type, 1, 4) X(type, 1, 5) X(type, 1, 6)
+#define SIZES_F8(X, type) X(type, 4, 1) X(type, 2, 2) X(type, 1, 3) X(type, 1, 4) X(type, 1, 5) X(type, 1, 6) /* 2 x 3 spills */
 #endif
 #define ONES(X, type) X(type, 1, 1) X(type, 1, 2) X(type, 1, 3)
 #define ONES_MORE(X, type) X(type, 1, 4) X(type, 1, 5) X(type, 1, 6)
@@ -80,11 +100,13 @@ typedef void tile_fn(const uint8_t *w, int64_t stride, int64_t K, const float *x
 ALL(F32)
 ALL(BF16)
 ALL(F16)
-ALL(F8)
+SIZES_F8(TILE, F8)
+TILE(F8, 1, 1) TILE(F8, 1, 2)
 #if MAVK_ISA_avx512
 ONES_MORE(TILE, F32)
 ONES_MORE(TILE, BF16)
 ONES_MORE(TILE, F16)
+TILE(F8, 1, 3)
 ONES_MORE(TILE, F8)
 #endif
 
@@ -98,7 +120,7 @@ static const choice choices[MAVK_F8 + 1][TOKENS_MAX] = {
     [MAVK_F32] = {SIZES(ENTRY, F32)},
     [MAVK_BF16] = {SIZES(ENTRY, BF16)},
     [MAVK_F16] = {SIZES(ENTRY, F16)},
-    [MAVK_F8] = {SIZES(ENTRY, F8)},
+    [MAVK_F8] = {SIZES_F8(ENTRY, F8)},
 };
 
 static void scale_rows(const mavk_weight *w, int64_t e, int64_t n0, int64_t n1, const float *row_scale, int64_t T, float *y, int64_t ldy) {

@@ -2,13 +2,16 @@
  *
  * Weights are read as they lie in storage, once per call, row by row (output-major), and widened in registers:
  *   bf16: a 64-byte block is 16 32-bit lanes of 2 columns:  column 2l   = lane << 16,  column 2l+1 = lane & 0xffff0000
- *   f8:   a 64-byte block is 16 32-bit lanes of 4 columns:  column 4l+j = (lane << (24 - 8j)) >>arithmetic 4 & 0x87f00000,
- *         which is the e4m3 value times 2^-120, subnormals included; activations carry 2^60 and the result the other 2^60
+ *   f8:   a 64-byte block is 16 32-bit lanes of 4 columns:  column 4l+j = byte j moved up and its exponent and mantissa 4 bits
+ *         down (& 0x87f00000), which is the e4m3 value times 2^-120, subnormals included; activations carry 2^60 and the
+ *         result the other 2^60
  *   f32, f16: columns in order, 16 at a time
  * Activations are packed to match: within a block, lane l of step j holds the column above (pack.h).
  *
  * Arithmetic: one 16-lane accumulator per (n, t), blocks and steps in ascending order, lanes folded by v16_sum. So an element
  * does not depend on T, its neighbours, the tile it falls in, the thread or the instruction set.
+ *
+ * Sixteen-bit lanes hold two f8 codes; both are moved to their place at once, and the four steps share the moves.
  *
  * Tiles: NR weight rows by TR tokens in registers. One token streams 8 (AVX2: 4) rows side by side, with the next rows
  * prefetched, and is bound by memory; many tokens are bound by FMA.
@@ -19,35 +22,46 @@
 #include "cpu.h"
 #include "simd.h"
 
+/* A tile works on one native register at a time (DOT_PARTS of them make the 16 lanes), so that the accumulators of a tile
+ * and what it widens fit in the registers of either instruction set. */
 #if MAVK_ISA_avx512
-typedef __m512i raw16;
-V16_INLINE raw16 raw16_load(const void *p) { return _mm512_loadu_si512(p); }
-V16_INLINE v16 raw16_bf16(raw16 r, int j) {
+#define DOT_PARTS 1
+typedef __m512 dot_vec;
+typedef __m512i dot_raw;
+V16_INLINE dot_vec dot_zero(void) { return _mm512_setzero_ps(); }
+V16_INLINE dot_vec dot_load(const float *p) { return _mm512_loadu_ps(p); }
+V16_INLINE dot_vec dot_fma(dot_vec a, dot_vec b, dot_vec c) { return _mm512_fmadd_ps(a, b, c); }
+V16_INLINE dot_vec dot_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+V16_INLINE dot_raw dot_raw_load(const void *p) { return _mm512_loadu_si512(p); }
+V16_INLINE dot_vec dot_f32(dot_raw r) { return _mm512_castsi512_ps(r); }
+V16_INLINE dot_vec dot_bf16(dot_raw r, int j) {
   return _mm512_castsi512_ps(j ? _mm512_and_si512(r, _mm512_set1_epi32((int32_t)0xffff0000)) : _mm512_slli_epi32(r, 16));
 }
-V16_INLINE v16 raw16_f8(raw16 r, int j) {
-  raw16 top = j == 0 ? _mm512_slli_epi32(r, 24) : j == 1 ? _mm512_slli_epi32(r, 16) : j == 2 ? _mm512_slli_epi32(r, 8) : r;
-  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_srai_epi32(top, 4), _mm512_set1_epi32((int32_t)0x87f00000)));
+V16_INLINE dot_vec dot_f8(dot_raw r, int j) {
+  dot_raw pair = _mm512_srai_epi16(j & 1 ? r : _mm512_slli_epi16(r, 8), 4);
+  return _mm512_castsi512_ps(_mm512_and_si512(j < 2 ? _mm512_slli_epi32(pair, 16) : pair, _mm512_set1_epi32((int32_t)0x87f00000)));
 }
-V16_INLINE v16 raw16_f32(raw16 r) { return _mm512_castsi512_ps(r); }
+V16_INLINE v16 dot_lanes(const dot_vec *parts) { return parts[0]; }
 #else
-typedef struct raw16 {
-  __m256i a, b;
-} raw16;
-V16_INLINE raw16 raw16_load(const void *p) {
-  return (raw16){_mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)p + 1)};
-}
-V16_INLINE __m256 raw8_bf16(__m256i r, int j) {
+#define DOT_PARTS 2
+typedef __m256 dot_vec;
+typedef __m256i dot_raw;
+V16_INLINE dot_vec dot_zero(void) { return _mm256_setzero_ps(); }
+V16_INLINE dot_vec dot_load(const float *p) { return _mm256_loadu_ps(p); }
+V16_INLINE dot_vec dot_fma(dot_vec a, dot_vec b, dot_vec c) { return _mm256_fmadd_ps(a, b, c); }
+V16_INLINE dot_vec dot_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+V16_INLINE dot_raw dot_raw_load(const void *p) { return _mm256_loadu_si256(p); }
+V16_INLINE dot_vec dot_f32(dot_raw r) { return _mm256_castsi256_ps(r); }
+V16_INLINE dot_vec dot_bf16(dot_raw r, int j) {
   return _mm256_castsi256_ps(j ? _mm256_and_si256(r, _mm256_set1_epi32((int32_t)0xffff0000)) : _mm256_slli_epi32(r, 16));
 }
-V16_INLINE v16 raw16_bf16(raw16 r, int j) { return (v16){raw8_bf16(r.a, j), raw8_bf16(r.b, j)}; }
-V16_INLINE __m256 raw8_f8(__m256i r, int j) {
-  __m256i top = j == 0 ? _mm256_slli_epi32(r, 24) : j == 1 ? _mm256_slli_epi32(r, 16) : j == 2 ? _mm256_slli_epi32(r, 8) : r;
-  return _mm256_castsi256_ps(_mm256_and_si256(_mm256_srai_epi32(top, 4), _mm256_set1_epi32((int32_t)0x87f00000)));
+V16_INLINE dot_vec dot_f8(dot_raw r, int j) {
+  dot_raw pair = _mm256_srai_epi16(j & 1 ? r : _mm256_slli_epi16(r, 8), 4);
+  return _mm256_castsi256_ps(_mm256_and_si256(j < 2 ? _mm256_slli_epi32(pair, 16) : pair, _mm256_set1_epi32((int32_t)0x87f00000)));
 }
-V16_INLINE v16 raw16_f8(raw16 r, int j) { return (v16){raw8_f8(r.a, j), raw8_f8(r.b, j)}; }
-V16_INLINE v16 raw16_f32(raw16 r) { return (v16){_mm256_castsi256_ps(r.a), _mm256_castsi256_ps(r.b)}; }
+V16_INLINE v16 dot_lanes(const dot_vec *parts) { return (v16){parts[0], parts[1]}; }
 #endif
+#define DOT_LANES (16 / DOT_PARTS)
 
 /* Columns and bytes of one block. */
 static inline int64_t dot_block(int32_t dtype) { return dtype == MAVK_F8 ? 64 : dtype == MAVK_BF16 ? 32 : 16; }

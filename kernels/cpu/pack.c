@@ -75,11 +75,11 @@ static void pack_row(const pack_rows *in, const mavk_weight *w, int64_t r, int64
     for (int64_t k = 0; k < K; k++) tmp[k] *= in->score[r];
   if (row_scale) row_scale[r] = round_row(tmp, K, w->act, w->in_scale);
   for (int64_t k = K; k < ld; k++) tmp[k] = 0;
-  order_row(dst + r * ld, tmp, ld, w->a.dtype);
+  order_row(dst + r * ld, tmp, ld - PACK_GAP, w->a.dtype);
 }
 
 packed MAVK_CPU(pack)(mavk_thread *t, scratch *s, const pack_rows *in, const mavk_weight *w) {
-  const int64_t ld = mavk_round_up(in->K, dot_block(w->a.dtype));
+  const int64_t ld = mavk_round_up(in->K, dot_block(w->a.dtype)) + PACK_GAP;
   const bool own = in->rows <= PACK_PRIVATE_ROWS, rounded = w->act != MAVK_ACT_NONE;
   char **arena = own ? &s->own : &s->shared;
   float *x = scratch_take(arena, in->rows * ld * 4), *row_scale = rounded ? scratch_take(arena, in->rows * 4) : NULL;

@@ -7,6 +7,7 @@
 #include "dot.h"
 
 #define PACK_PRIVATE_ROWS 16 /* up to here every thread packs all rows for itself: cheaper than a barrier */
+#define PACK_GAP 16 /* floats between rows, so that a power-of-two K does not put all rows into the same cache sets */
 
 /* Bump allocation in the thread's and the team's scratch. All threads take the same sizes in the same order. */
 typedef struct scratch {

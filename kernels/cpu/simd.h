@@ -154,6 +154,27 @@ V16_INLINE float v16_sum(v16 a) {
   __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
   return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
 }
+/* The sums of four, each bit for bit what v16_sum gives: they fold side by side, which takes a third of the instructions. */
+V16_INLINE __m128 v16_sum4(v16 a, v16 b, v16 c, v16 d) {
+#if MAVK_ISA_avx512
+  /* halves: 8 lanes of a | 8 of b */
+  __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+  /* quarters: 4 lanes of each */
+  __m512 q = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  q = _mm512_add_ps(q, _mm512_shuffle_ps(q, q, 0x4e));
+  q = _mm512_add_ps(q, _mm512_shuffle_ps(q, q, 0xb1));
+  return _mm512_castps512_ps128(_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), q));
+#else
+  __m256 ha = _mm256_add_ps(a.a, a.b), hb = _mm256_add_ps(b.a, b.b), hc = _mm256_add_ps(c.a, c.b), hd = _mm256_add_ps(d.a, d.b);
+  __m256 ac = _mm256_add_ps(_mm256_permute2f128_ps(ha, hc, 0x20), _mm256_permute2f128_ps(ha, hc, 0x31));
+  __m256 bd = _mm256_add_ps(_mm256_permute2f128_ps(hb, hd, 0x20), _mm256_permute2f128_ps(hb, hd, 0x31));
+  __m256d x = _mm256_castps_pd(ac), y = _mm256_castps_pd(bd);
+  __m256 p = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y))); /* a a b b | c c d d */
+  __m256 s = _mm256_add_ps(p, _mm256_movehdup_ps(p));
+  return _mm_shuffle_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1), 0x88);
+#endif
+}
 V16_INLINE float v16_hmax(v16 a) {
   __m256 s8 = _mm256_max_ps(v16_low(a), v16_high(a));
   __m128 s4 = _mm_max_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
