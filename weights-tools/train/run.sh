@@ -1,7 +1,7 @@
 #!/bin/sh
 # Trains tiny-maverick from nothing: environment, data, tokenizer, training, export, check, evaluation.
 # Everything is seeded. Work files go to build/train, the result to models/tiny-maverick.
-# Interrupted training resumes from its checkpoint. Settings: STEPS, DOCS, WORKERS, LUA, MODEL, WORK.
+# Interrupted training resumes from its checkpoint. Settings: STEPS, STEPS2, DOCS, WORKERS, LUA; MODEL, WORK (absolute folders).
 set -eu
 if [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then sed -n '2,4s/^# //p' "$0"; exit 0; fi
 
@@ -21,11 +21,24 @@ export OMP_NUM_THREADS=1
 python="$work/venv/bin/python"
 
 cd "$here"
-docs=$work/data/docs.jsonl
-[ -f "$docs" ] || "$python" gen_functions.py --out "$work/data" --eval "$model/eval" --docs "${DOCS:-250000}" --lua "$lua"
-[ -f "$work/tokenizer/tokenizer.json" ] || "$python" train_tokenizer.py --docs "$docs" --out "$work/tokenizer"
-"$python" train.py --docs "$docs" --tokenizer "$work/tokenizer/tokenizer.json" --out "$work/run" \
-  --steps "${STEPS:-1000}" --workers "${WORKERS:-2}" --log "$work/train.log"
-"$python" export.py --checkpoint "$work/run/checkpoint.pt" --tokenizer "$work/tokenizer" --out "$model"
+train() { # folder of the data, folder of the checkpoint, further options
+  data=$1 out=$2
+  shift 2
+  "$python" train.py --docs "$work/$data/docs.jsonl" --tokenizer "$work/tokenizer/tokenizer.json" --out "$work/$out" \
+    --workers "${WORKERS:-2}" --log "$work/train.log" "$@"
+}
+
+[ -f "$work/data/docs.jsonl" ] ||
+  "$python" gen_functions.py --out "$work/data" --eval "$model/eval" --docs "${DOCS:-250000}" --lua "$lua"
+[ -f "$work/tokenizer/tokenizer.json" ] ||
+  "$python" train_tokenizer.py --docs "$work/data/docs.jsonl" --out "$work/tokenizer"
+train data run --steps "${STEPS:-1500}"
+
+# second stage: a short run with more chats about popular functions
+[ -f "$work/data2/docs.jsonl" ] ||
+  "$python" gen_functions.py --out "$work/data2" --docs 12000 --popular 0.3 --seed 2 --verify 0
+train data2 run2 --start "$work/run/checkpoint.pt" --steps "${STEPS2:-180}" --lr 8e-4 --warmup 10 --decay 0.9 --seed 2
+
+"$python" export.py --checkpoint "$work/run2/checkpoint.pt" --tokenizer "$work/tokenizer" --out "$model"
 "$python" check.py --model "$model"
 "$python" evaluate.py --model "$model" --lua "$lua" --report "$model/eval/result.json"

@@ -96,13 +96,14 @@ def arguments():
     ap.add_argument("--tokenizer", required=True, help="tokenizer.json")
     ap.add_argument("--out", required=True, help="folder of the checkpoint")
     ap.add_argument("--log", help="file that progress lines are appended to")
-    ap.add_argument("--steps", type=int, default=1000)
+    ap.add_argument("--start", help="checkpoint whose weights a second stage begins with")
+    ap.add_argument("--steps", type=int, default=1500)
     ap.add_argument("--batch", type=int, default=16, help="rows per step, over all workers")
     ap.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     ap.add_argument("--length", type=int, default=256, help="tokens per row")
     ap.add_argument("--lr", type=float, default=3e-3)
     ap.add_argument("--warmup", type=int, default=100)
-    ap.add_argument("--decay", type=float, default=0.4)
+    ap.add_argument("--decay", type=float, default=0.25)
     ap.add_argument("--weight-decay", type=float, default=0.05)
     ap.add_argument("--aux", type=float, default=0.01, help="weight of the router balancing loss")
     ap.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
@@ -129,6 +130,8 @@ def worker(rank, a, cache):
         for o, s in zip(opts, ck["opts"]):
             o.load_state_dict(s)
         first = ck["step"]
+    elif a.start:
+        model.load_state_dict(torch.load(a.start, weights_only=True)["model"])
 
     def log(text):
         if rank:

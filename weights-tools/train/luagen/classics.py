@@ -30,21 +30,22 @@ def load(path=os.path.join(os.path.dirname(__file__), "classics.txt")):
 FAMILIES = load()
 
 
+def fill(f, params, doc, name):
+    """The function of a family with the given parameter names, comment and name."""
+
+    def sub(s):
+        return re.sub(r"\$(\d)", lambda m: params[int(m.group(1)) - 1], s).replace("NAME", name)
+
+    tests = [f"assert({t})" for t in f["tests"]]
+    return Item(sub(doc), name, list(params), [sub(b) for b in f["body"]], tests, "classic." + f["names"][0], "")
+
+
 def make(rng):
-    i = rng.randrange(len(FAMILIES))
-    f = FAMILIES[i]
+    f = FAMILIES[rng.randrange(len(FAMILIES))]
     params, doc, name = rng.choice(f["params"]), rng.choice(f["docs"]), rng.choice(f["names"])
     if rng.random() < 0.1:
         name = rng.choice(["f", "compute", "run"])
-    sub = lambda s: re.sub(r"\$(\d)", lambda m: params[int(m.group(1)) - 1], s).replace("NAME", name)
-    if any(re.search(rf"\b(?:local|for) [^=]*\b{p}\b", b) for p in params for b in map(sub, f["body"])):
+    it = fill(f, params, doc, name)
+    if any(re.search(rf"\b(?:local|for) [^=]*\b{p}\b", b) for p in params for b in it.body):
         return None
-    return Item(
-        sub(doc),
-        name,
-        list(params),
-        [sub(b) for b in f["body"]],
-        [f"assert({t})" for t in f["tests"]],
-        "classic." + f["names"][0],
-        "",
-    )
+    return it

@@ -4,7 +4,7 @@ import hashlib
 import random
 import re
 
-from . import classics, numbers, scalars, words
+from . import classics, numbers, popular, scalars, words
 from .core import Item
 
 HELD_PERCENT = 10
@@ -213,6 +213,14 @@ def chat(rng):
     return out
 
 
-def document(rng):
+def asked(rng):
+    """A chat about a popular function."""
+    request, it = popular.ask(rng)
+    return turn("user", request, LOW) + turn("assistant", fenced(it.code()), 1.0)
+
+
+def document(rng, popular_share=0.0):
+    if popular_share and rng.random() < popular_share:
+        return "asked", asked(rng)
     kind = rng.choices([single, file, chat, edit], [58, 18, 17, 7])[0]
     return kind.__name__, kind(rng)
