@@ -15,7 +15,7 @@
 
 #define SPLIT 256
 
-static v16 load16(const void *p, int32_t dtype, int64_t i) {
+V16_INLINE v16 load16(const void *p, const int32_t dtype, int64_t i) {
   if (dtype == MAVK_F32) return v16_load((const float *)p + i);
   if (dtype == MAVK_BF16) return v16_load_bf16((const uint16_t *)p + i);
   float f[16];
@@ -55,54 +55,118 @@ static const void *keys16(const past *p, int64_t head, int64_t at, char *copy, i
   return copy;
 }
 
-/* Scores of positions [at, at + 16) for `heads` query heads: (heads, SPLIT) at s. Chains run over channels in order. */
-V16_INLINE void scores16(const void *k, int32_t dtype, int64_t stride, const float *q, int64_t C, const int heads, float *s) {
-  v16 acc[4];
-  for (int h = 0; h < heads; h++) acc[h] = v16_zero();
+/* Score tiles: B blocks of 16 neighbouring positions by H query heads, every chain over channels in order. */
+V16_INLINE void score_tile(const int32_t dtype, const int H, const int B, const void *k, int64_t stride, const float *q, int64_t C, float *s) {
+  v16 acc[4][2];
+#pragma GCC unroll 4
+  for (int h = 0; h < H; h++)
+#pragma GCC unroll 2
+    for (int b = 0; b < B; b++) acc[h][b] = v16_zero();
   for (int64_t c = 0; c < C; c++) {
-    const v16 key = load16(k, dtype, c * stride);
-    for (int h = 0; h < heads; h++) acc[h] = v16_fma(v16_set1(q[h * C + c]), key, acc[h]);
+    v16 key[2];
+#pragma GCC unroll 2
+    for (int b = 0; b < B; b++) key[b] = load16(k, dtype, c * stride + 16 * b);
+#pragma GCC unroll 4
+    for (int h = 0; h < H; h++) {
+      const v16 x = v16_set1(q[h * C + c]);
+#pragma GCC unroll 2
+      for (int b = 0; b < B; b++) acc[h][b] = v16_fma(x, key[b], acc[h][b]);
+    }
   }
-  for (int h = 0; h < heads; h++) v16_store(s + h * SPLIT, acc[h]);
+#pragma GCC unroll 4
+  for (int h = 0; h < H; h++)
+#pragma GCC unroll 2
+    for (int b = 0; b < B; b++) v16_store(s + h * SPLIT + 16 * b, acc[h][b]);
 }
 
-static void scores_f32(const void *k, int64_t stride, const float *q, int64_t C, int64_t heads, float *s) {
-  if (heads == 4) scores16(k, MAVK_F32, stride, q, C, 4, s);
-  else if (heads == 2) scores16(k, MAVK_F32, stride, q, C, 2, s);
-  else
-    for (int64_t h = 0; h < heads; h++) scores16(k, MAVK_F32, stride, q + h * C, C, 1, s + h * SPLIT);
+/* Value tiles: y[h, c] += weight[h, i] v[i, c] for B blocks of 16 channels, H query heads and n positions that lie one after the
+ * other, in order. */
+V16_INLINE void value_tile(const int32_t dtype, const int H, const int B, const void *v, int64_t at, int64_t C, int64_t n, const float *weight,
+                           float *y) {
+  v16 acc[4][4];
+#pragma GCC unroll 4
+  for (int h = 0; h < H; h++)
+#pragma GCC unroll 4
+    for (int b = 0; b < B; b++) acc[h][b] = v16_load(y + h * C + 16 * b);
+  for (int64_t i = 0; i < n; i++) {
+    v16 x[4];
+#pragma GCC unroll 4
+    for (int b = 0; b < B; b++) x[b] = load16(v, dtype, at + i * C + 16 * b);
+#pragma GCC unroll 4
+    for (int h = 0; h < H; h++) {
+      const v16 w = v16_set1(weight[h * SPLIT + i]);
+#pragma GCC unroll 4
+      for (int b = 0; b < B; b++) acc[h][b] = v16_fma(w, x[b], acc[h][b]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int h = 0; h < H; h++)
+#pragma GCC unroll 4
+    for (int b = 0; b < B; b++) v16_store(y + h * C + 16 * b, acc[h][b]);
 }
 
-static void scores_any(const void *k, int32_t dtype, int64_t stride, const float *q, int64_t C, int64_t heads, float *s) {
-  if (dtype == MAVK_F32) scores_f32(k, stride, q, C, heads, s);
-  else
-    for (int64_t h = 0; h < heads; h++) scores16(k, dtype, stride, q + h * C, C, 1, s + h * SPLIT);
+#define BY_TYPE(tile, H, B, p, ...)                                          \
+  do {                                                                       \
+    if (dtype == MAVK_F32) tile(MAVK_F32, H, B, p, __VA_ARGS__);             \
+    else if (dtype == MAVK_BF16) tile(MAVK_BF16, H, B, p, __VA_ARGS__);      \
+    else tile(MAVK_F8, H, B, p, __VA_ARGS__);                                \
+  } while (0)
+
+/* The largest of 4, 2, 1 that is at most n: query heads side by side. */
+static int64_t side_by_side(int64_t n) { return n >= 4 ? 4 : n >= 2 ? 2 : 1; }
+
+static void scores(const void *k, int32_t dtype, int64_t stride, const float *q, int64_t C, int64_t heads, int64_t blocks, float *s) {
+  for (int64_t h = 0, step; h < heads; h += step, q += step * C, s += step * SPLIT) {
+    step = side_by_side(heads - h);
+    if (blocks == 2) {
+      if (step == 4) BY_TYPE(score_tile, 4, 2, k, stride, q, C, s);
+      else if (step == 2) BY_TYPE(score_tile, 2, 2, k, stride, q, C, s);
+      else BY_TYPE(score_tile, 1, 2, k, stride, q, C, s);
+    } else {
+      if (step == 4) BY_TYPE(score_tile, 4, 1, k, stride, q, C, s);
+      else if (step == 2) BY_TYPE(score_tile, 2, 1, k, stride, q, C, s);
+      else BY_TYPE(score_tile, 1, 1, k, stride, q, C, s);
+    }
+  }
 }
 
-/* y[h, c] += p[h, i] v[i, c] for the values of one split, positions in order. */
-static void add_values(const past *p, int64_t head, int64_t from, int64_t to, const float *weight, int64_t heads, float *y, const float *zero) {
+/* The last C % 16 channels, one by one. */
+static void value_rest(const void *v, int32_t dtype, int64_t at, int64_t C, int64_t first, int64_t n, const float *weight, int64_t heads, float *y) {
+  for (int64_t h = 0; h < heads; h++)
+    for (int64_t c = first; c < C; c++)
+      for (int64_t i = 0; i < n; i++) y[h * C + c] = fmaf(weight[h * SPLIT + i], mavk_f32_at(v, dtype, at + i * C + c), y[h * C + c]);
+}
+
+/* n positions whose values lie one after the other from element `at` on. */
+static void values(const void *v, int32_t dtype, int64_t at, int64_t C, int64_t n, const float *weight, int64_t heads, float *y) {
+  int64_t c = 0;
+  for (; c + 16 <= C;) {
+    const int64_t wide = c + 64 <= C ? 4 : 1;
+    for (int64_t h = 0, step; h < heads; h += step) {
+      step = heads - h >= 2 ? 2 : 1;
+      const float *w = weight + h * SPLIT;
+      float *out = y + h * C + c;
+      if (wide == 4 && step == 2) BY_TYPE(value_tile, 2, 4, v, at + c, C, n, w, out);
+      else if (wide == 4) BY_TYPE(value_tile, 1, 4, v, at + c, C, n, w, out);
+      else if (step == 2) BY_TYPE(value_tile, 2, 1, v, at + c, C, n, w, out);
+      else BY_TYPE(value_tile, 1, 1, v, at + c, C, n, w, out);
+    }
+    c += 16 * wide;
+  }
+  if (c < C) value_rest(v, dtype, at, C, c, n, weight, heads, y);
+}
+
+/* y[h, c] = sum of weight[h, i % SPLIT] v[i, c], i from .. to in order: run by run of positions that lie together. */
+static void add_values(const past *p, int64_t head, int64_t from, int64_t to, const float *weight, int64_t heads, float *y) {
   const mavk_kv *kv = p->kv;
   const int64_t C = kv->head_dim;
-  (void)zero;
-  for (int64_t c = 0; c < C; c += 16) {
-    const int64_t n = mavk_min(16, C - c);
-    for (int64_t h = 0; h < heads; h++) {
-      v16 acc = v16_zero();
-      for (int64_t i = from; i <= to; i++) {
-        const int64_t slot = slot_of(p, i), page = p->table[slot / kv->page];
-        const int64_t at = ((page * kv->kv_heads + head) * kv->page + slot % kv->page) * C + c;
-        v16 v;
-        if (n == 16) {
-          v = load16(kv->v, kv->dtype, at);
-        } else {
-          float f[16] = {0};
-          for (int64_t k = 0; k < n; k++) f[k] = mavk_f32_at(kv->v, kv->dtype, at + k);
-          v = v16_load(f);
-        }
-        acc = v16_fma(v16_set1(weight[h * SPLIT + i % SPLIT]), v, acc);
-      }
-      v16_store_n(y + h * C + c, acc, n);
-    }
+  memset(y, 0, (size_t)(heads * C) * sizeof *y);
+  for (int64_t i = from; i <= to;) {
+    const int64_t slot = slot_of(p, i), page = p->table[slot / kv->page], in_page = slot % kv->page;
+    int64_t n = mavk_min(kv->page - in_page, to - i + 1);
+    if (p->ancestor) n = i >= p->base ? 1 : mavk_min(n, p->base - i);
+    values(kv->v, kv->dtype, ((page * kv->kv_heads + head) * kv->page + in_page) * C, C, n, weight + i % SPLIT, heads, y);
+    i += n;
   }
 }
 
@@ -114,10 +178,13 @@ static void split(const past *p, int64_t head, int64_t start, const float *q, in
   const v16 lane = v16_load((const float[16]){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15});
   const v16 ninf = v16_set1(-INFINITY);
   const int64_t b0 = from / 16 * 16, b1 = to / 16 * 16;
-  for (int64_t at = b0; at <= b1; at += 16) {
+  for (int64_t at = b0; at <= b1;) {
     int64_t stride;
     const void *k = keys16(p, head, at, copy, &stride);
-    scores_any(k, kv->dtype, stride, q, C, heads, s + at % SPLIT);
+    /* two blocks at once where the page holds both */
+    const int64_t blocks = k != copy && at + 16 <= b1 && at % kv->page + 32 <= kv->page && (!p->ancestor || at + 32 <= p->base) ? 2 : 1;
+    scores(k, kv->dtype, stride, q, C, heads, blocks, s + at % SPLIT);
+    at += 16 * blocks;
   }
   for (int64_t h = 0; h < heads; h++) {
     float *sh = s + h * SPLIT;
@@ -137,7 +204,7 @@ static void split(const past *p, int64_t head, int64_t start, const float *q, in
     }
     sum[h] = v16_sum(total);
   }
-  add_values(p, head, from, to, s, heads, y, NULL);
+  add_values(p, head, from, to, s, heads, y);
 }
 
 /* The slots of row r's ancestors in the batch, oldest first; NULL when all sit at their positions. */
