@@ -103,8 +103,8 @@ local function annotations()
       out[#out + 1] = ""
     end
   end
-  out[#out + 1] = "---The ops of kernels/ops.def. Arguments are named; results are returned in order, or written where they are given: under their own"
-  out[#out + 1] = "---names, or as `out`. Optional arguments may be false. docs/ops.md is their manual."
+  out[#out + 1] = "---The ops of kernels/ops.def. Arguments are named; results are returned in order, or written where they are given:"
+  out[#out + 1] = "---under their own names, or as `out`. Optional arguments may be false. docs/ops.md is their manual."
   out[#out + 1] = "---@class mav.Ops"
   out[#out + 1] = "local Ops = {}"
   for _, d in ipairs(mav.ops()) do annotate_op(d, out) end
@@ -125,8 +125,8 @@ own name or as `out` (a list when there are several). Optional arguments may be 
 tensor of one element. Outside a capture an op runs at once; inside, it is recorded.
 
 Letters stand for sizes and must agree within a call: T token rows, D hidden, H query heads, K kv heads, C head dim, E experts,
-A experts per token, F intermediate, V vocabulary; `...` is any number of leading dimensions. A weight is f32, bf16, f16, or f8 with a scale.
-The tolerance is the largest difference to the reference over the reference's largest magnitude that the tests let pass.
+A experts per token, F intermediate, V vocabulary; `...` is any number of leading dimensions. A weight is f32, bf16, f16, or f8 with a
+scale. The tolerance is the largest difference to the reference over the reference's largest magnitude that the tests let pass.
 ]]
 
 local function signature(d)

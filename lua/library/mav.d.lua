@@ -457,8 +457,8 @@ function mav.json.decode(text, options) end
 ---@return string
 function mav.json.encode(value, options) end
 
----The ops of kernels/ops.def. Arguments are named; results are returned in order, or written where they are given: under their own
----names, or as `out`. Optional arguments may be false. docs/ops.md is their manual.
+---The ops of kernels/ops.def. Arguments are named; results are returned in order, or written where they are given:
+---under their own names, or as `out`. Optional arguments may be false. docs/ops.md is their manual.
 ---@class mav.Ops
 local Ops = {}
 
