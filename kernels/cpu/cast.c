@@ -49,21 +49,57 @@ static bool is_dense(const mavk_array *x) {
   return true;
 }
 
+#define TILE_ROWS 32
+#define TILE_COLUMNS 64
+
+/* Up to TILE_ROWS rows of n elements, a step apart, where rows begin at x[from[r]] and y[to[r]]. A transposed x is read along
+ * its own lines into a small square and written from there, so neither side jumps through the cache. */
+#define MOVE(type)                                                                                               \
+  do {                                                                                                           \
+    type square[TILE_COLUMNS][TILE_ROWS];                                                                        \
+    for (int64_t k = 0; k < n; k++)                                                                              \
+      for (int64_t r = 0; r < rows; r++) square[k][r] = ((const type *)a->x.p)[from[r] + k * xstep];             \
+    for (int64_t r = 0; r < rows; r++)                                                                           \
+      for (int64_t k = 0; k < n; k++) ((type *)a->y.p)[to[r] + k * ystep] = square[k][r];                        \
+  } while (0)
+static void move_tile(const mavk_args_cast *a, const int64_t *from, const int64_t *to, int64_t rows, int64_t n, int64_t xstep, int64_t ystep) {
+  const size_t size = a->x.dtype == a->y.dtype ? mavk_dtype_bytes(a->x.dtype) : 0;
+  if (size == 2) MOVE(uint16_t);
+  else if (size == 4) MOVE(uint32_t);
+  else if (size == 1) MOVE(uint8_t);
+  else
+    for (int64_t k = 0; k < n; k++)
+      for (int64_t r = 0; r < rows; r++) mavk_convert(a->y.p, a->y.dtype, to[r] + k * ystep, a->x.p, a->x.dtype, from[r] + k * xstep);
+}
+
+static void cast_dense(const mavk_args_cast *a, int64_t total, mavk_thread *t) {
+  for (int64_t i; (i = mavk_claim(t) * PIECE) < total;)
+    convert((char *)a->y.p + i * (int64_t)mavk_dtype_bytes(a->y.dtype), a->y.dtype,
+            (const char *)a->x.p + i * (int64_t)mavk_dtype_bytes(a->x.dtype), a->x.dtype, mavk_min(PIECE, total - i));
+}
+
 void MAVK_CPU(cast)(const mavk_args_cast *a, mavk_thread *t) {
-  const bool dense = is_dense(&a->x);
-  const int64_t total = mavk_row_count(&a->x) * mavk_row_size(&a->x), N = dense ? total : mavk_row_size(&a->x);
-  const int64_t step = dense || a->x.nd == 0 ? 1 : a->x.s[a->x.nd - 1];
-  if (total == 0) return;
-  const int64_t per_row = mavk_ceil_div(N, PIECE), rows = total / N, rows_each = mavk_max(1, PIECE / N);
-  for (int64_t i; (i = mavk_claim(t)) < mavk_ceil_div(rows, rows_each) * per_row;) {
-    const int64_t start = i % per_row * PIECE, end = mavk_min(start + PIECE, N), first = i / per_row * rows_each;
-    for (int64_t r = first; r < mavk_min(first + rows_each, rows); r++) {
-      const int64_t at = dense ? 0 : row_at(&a->x, r);
-      const char *x = (const char *)a->x.p + (at + start * step) * (int64_t)mavk_dtype_bytes(a->x.dtype);
-      char *y = (char *)a->y.p + (r * N + start) * (int64_t)mavk_dtype_bytes(a->y.dtype);
-      if (step == 1 || N == 1) convert(y, a->y.dtype, x, a->x.dtype, end - start);
-      else
-        for (int64_t k = 0; k < end - start; k++) mavk_convert(y, a->y.dtype, k, x, a->x.dtype, k * step);
+  const int64_t N = mavk_row_size(&a->x), rows = mavk_row_count(&a->x);
+  if (N * rows == 0) return;
+  if (is_dense(&a->x) && is_dense(&a->y)) {
+    cast_dense(a, N * rows, t);
+    return;
+  }
+  const int last = a->x.nd - 1;
+  const int64_t xstep = a->x.s[last], ystep = a->y.s[last];
+  const bool lines = N == 1 || (xstep == 1 && ystep == 1);
+  int64_t from[TILE_ROWS], to[TILE_ROWS];
+  for (int64_t first; (first = mavk_claim(t) * TILE_ROWS) < rows;) {
+    const int64_t count = mavk_min(TILE_ROWS, rows - first);
+    for (int64_t r = 0; r < count; r++) from[r] = row_at(&a->x, first + r), to[r] = row_at(&a->y, first + r);
+    for (int64_t k = 0; k < N; k += lines ? N : TILE_COLUMNS) {
+      if (!lines) move_tile(a, from, to, count, mavk_min(TILE_COLUMNS, N - k), xstep, ystep);
+      for (int64_t r = 0; r < count; r++) {
+        if (lines)
+          convert((char *)a->y.p + to[r] * (int64_t)mavk_dtype_bytes(a->y.dtype), a->y.dtype,
+                  (const char *)a->x.p + from[r] * (int64_t)mavk_dtype_bytes(a->x.dtype), a->x.dtype, N);
+        from[r] += TILE_COLUMNS * xstep, to[r] += TILE_COLUMNS * ystep;
+      }
     }
   }
 }

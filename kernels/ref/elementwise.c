@@ -46,7 +46,8 @@ void mavk_ref_swiglu(const mavk_args_swiglu *a) {
 }
 
 void mavk_ref_cast(const mavk_args_cast *a) {
-  for (int64_t i = 0; i < ref_count(&a->y); i++) mavk_convert(a->y.p, a->y.dtype, i, a->x.p, a->x.dtype, ref_at(&a->x, &a->y, i));
+  for (int64_t i = 0; i < ref_count(&a->y); i++) 
+    mavk_convert(a->y.p, a->y.dtype, ref_at(&a->y, &a->y, i), a->x.p, a->x.dtype, ref_at(&a->x, &a->y, i));
 }
 
 /* One rank: a copy. */
