@@ -8,8 +8,11 @@
 mav_err mav__diag_set(mav_diag *d, mav_err code, const char *op, const char *file, int line, long native, const char *format, ...)
     MAV_PRINTF(7, 8);
 
-#define MAV_FAIL(diag, code, op, ...) mav__diag_set((diag), MAV_ERR_##code, (op), __FILE__, __LINE__, 0, __VA_ARGS__)
-#define MAV_FAIL_ERRNO(diag, code, op, ...) mav__diag_set((diag), MAV_ERR_##code, (op), __FILE__, __LINE__, errno, __VA_ARGS__)
+/* The value is the constant and not what the call returns, so that compilers and analyzers know that it is not 0. */
+#define MAV_FAIL_WITH(diag, code, op, native, ...) \
+  (mav__diag_set((diag), MAV_ERR_##code, (op), __FILE__, __LINE__, (native), __VA_ARGS__), MAV_ERR_##code)
+#define MAV_FAIL(diag, code, op, ...) MAV_FAIL_WITH(diag, code, op, 0, __VA_ARGS__)
+#define MAV_FAIL_ERRNO(diag, code, op, ...) MAV_FAIL_WITH(diag, code, op, errno, __VA_ARGS__)
 
 #define MAV_TRY(x)                      \
   do {                                  \
