@@ -4,12 +4,14 @@
 import argparse
 import json
 import os
+import random
 import subprocess
 import time
 
 import torch
 
 from checkpoint import load
+from luagen.documents import item
 
 END_IDS = ("<|end_of_text|>", "<|eom|>", "<|eot|>")
 
@@ -38,6 +40,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("--model", required=True, help="exported model folder")
     ap.add_argument("--prompts", help="heldout.jsonl (default: eval/heldout.jsonl in the model folder)")
+    ap.add_argument("--before", type=int, default=0, help="generated functions that precede each prompt")
     ap.add_argument("--limit", type=int, default=160, help="new tokens at most")
     ap.add_argument("--count", type=int, help="only the first so many prompts")
     ap.add_argument("--lua", default="lua5.4")
@@ -48,9 +51,11 @@ def main():
     model, tok = load(a.model)
     with open(a.prompts or os.path.join(a.model, "eval", "heldout.jsonl"), encoding="utf-8") as f:
         cases = [json.loads(line) for line in f][: a.count]
+    rng = random.Random(1)
     good, by_family, tokens, start = 0, {}, 0, time.time()
     for case in cases:
-        code, n = complete(model, tok, case["prompt"], a.limit)
+        before = "".join(item(rng).text() + "\n" for _ in range(a.before))
+        code, n = complete(model, tok, before + case["prompt"], a.limit)
         ok, error = passes(code, case["tests"], a.lua)
         tokens += n
         good += ok

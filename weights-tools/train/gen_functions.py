@@ -63,6 +63,7 @@ def main():
     ap.add_argument("--docs", type=int, default=200000, help="number of training documents")
     ap.add_argument("--held", type=int, default=200, help="number of held-out prompts")
     ap.add_argument("--popular", type=float, default=0.0, help="share of chats about popular functions")
+    ap.add_argument("--long", type=float, default=0.0, help="share of long files and conversations")
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--verify", type=int, default=3000, help="functions to run against their own tests (0: none)")
     ap.add_argument("--lua", default="lua5.4", help="Lua interpreter of --verify")
@@ -82,7 +83,7 @@ def main():
     count = {}
     with open(os.path.join(a.out, "docs.jsonl"), "w", encoding="utf-8") as f:
         for _ in range(a.docs):
-            kind, segments = document(rng, a.popular)
+            kind, segments = document(rng, a.popular, a.long)
             text = "".join(s for s, _ in segments)
             assert not any(p in text for p in prompts) if count.get(kind, 0) < 200 else True
             count[kind] = count.get(kind, 0) + 1

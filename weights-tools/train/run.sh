@@ -1,7 +1,7 @@
 #!/bin/sh
 # Trains tiny-maverick from nothing: environment, data, tokenizer, training, export, check, evaluation.
 # Everything is seeded. Work files go to build/train, the result to models/tiny-maverick.
-# Interrupted training resumes from its checkpoint. Settings: STEPS, STEPS2, DOCS, WORKERS, LUA; MODEL, WORK (absolute folders).
+# Interrupted training resumes from its checkpoint. Settings: STEPS, STEPS2, STEPS3, DOCS, WORKERS, LUA; MODEL, WORK (absolute folders).
 set -eu
 if [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then sed -n '2,4s/^# //p' "$0"; exit 0; fi
 
@@ -39,6 +39,12 @@ train data run --steps "${STEPS:-1500}"
   "$python" gen_functions.py --out "$work/data2" --docs 12000 --popular 0.3 --seed 2 --verify 0
 train data2 run2 --start "$work/run/checkpoint.pt" --steps "${STEPS2:-180}" --lr 8e-4 --warmup 10 --decay 0.9 --seed 2
 
-"$python" export.py --checkpoint "$work/run2/checkpoint.pt" --tokenizer "$work/tokenizer" --out "$model"
+# third stage: longer rows, half of them long files and conversations
+[ -f "$work/data3/docs.jsonl" ] ||
+  "$python" gen_functions.py --out "$work/data3" --docs 6000 --popular 0.1 --long 0.5 --seed 3 --verify 0
+train data3 run3 --start "$work/run2/checkpoint.pt" --length 512 --batch 8 --steps "${STEPS3:-120}" --lr 8e-4 \
+  --warmup 10 --decay 0.9 --seed 3
+
+"$python" export.py --checkpoint "$work/run3/checkpoint.pt" --tokenizer "$work/tokenizer" --out "$model"
 "$python" check.py --model "$model"
 "$python" evaluate.py --model "$model" --lua "$lua" --report "$model/eval/result.json"

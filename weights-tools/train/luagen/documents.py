@@ -219,8 +219,25 @@ def asked(rng):
     return turn("user", request, LOW) + turn("assistant", fenced(it.code()), 1.0)
 
 
-def document(rng, popular_share=0.0):
-    if popular_share and rng.random() < popular_share:
+def long(rng):
+    """Several times the usual length: many functions in a file, or several requests in a chat."""
+    out = []
+    if rng.random() < 0.5:
+        local = rng.random() < 0.8
+        for _ in range(rng.choice([5, 6, 7, 8])):
+            out += ([("\n", 1.0)] if out else []) + function(item(rng), local)
+        return out
+    for _ in range(rng.choice([3, 4, 5])):
+        more = asked(rng) if rng.random() < 0.3 else chat(rng)
+        out += more[2:] if out and "system" in more[0][0] else more
+    return out
+
+
+def document(rng, popular_share=0.0, long_share=0.0):
+    draw = rng.random() if popular_share + long_share else 1.0
+    if draw < popular_share:
         return "asked", asked(rng)
+    if draw < popular_share + long_share:
+        return "long", long(rng)
     kind = rng.choices([single, file, chat, edit], [58, 18, 17, 7])[0]
     return kind.__name__, kind(rng)
