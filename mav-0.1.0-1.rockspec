@@ -22,6 +22,7 @@ build = {
     CMAKE_BUILD_TYPE = "Release",
     CMAKE_INSTALL_PREFIX = "$(PREFIX)",
     MAV_MODULE_DIR = "$(LIBDIR)",
+    CMAKE_INSTALL_LIBDIR = "c", -- libmav for C programs: not among the Lua modules
     MAV_EMBED_SCRIPTS = "ON",
     MAV_TESTS = "OFF",
     MAV_WERROR = "OFF",
