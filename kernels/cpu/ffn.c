@@ -15,10 +15,10 @@ typedef struct half {
 } half;
 
 /* h[.., f] = silu(gate) up for weight rows [f, end). */
-static void up_piece(const mavk_args_ffn_up *a, const half *p, int64_t f, int64_t end, float *g, float *u, int64_t step) {
+static void up_piece(const mavk_args_ffn_up *a, const half *p, int64_t f, int64_t end, float *g, float *u, int64_t step, const void *next) {
   const int64_t S = a->h.n[1], F = a->h.n[2], A = S - 1;
-  MAVK_CPU(dot)(p->gate, p->expert, f, end, &p->x, p->rows, g, step);
-  MAVK_CPU(dot)(p->up, p->expert, f, end, &p->x, p->rows, u, step);
+  MAVK_CPU(dot)(p->gate, p->expert, f, end, &p->x, p->rows, g, step, dot_row(p->up, p->expert, f));
+  MAVK_CPU(dot)(p->up, p->expert, f, end, &p->x, p->rows, u, step, next);
   for (int64_t r = 0; r < p->rows; r++) {
     const int64_t slot = p->pair ? p->pair[r] / A * S + 1 + p->pair[r] % A : r * S;
     float *h = (float *)a->h.p + slot * F + f;
@@ -46,17 +46,21 @@ void MAVK_CPU(ffn_up)(const mavk_args_ffn_up *a, mavk_thread *t) {
     in.score = score;
     xs = MAVK_CPU(pack)(t, &s, &in, &a->expert_gate);
   }
-  const int64_t step = dot_piece(&a->gate, F, 2 * D, T, t->team->count), pieces = mavk_ceil_div(F, step);
+  const int64_t step = dot_piece(&a->gate, F, D, T, t->team->count), pieces = mavk_ceil_div(F, step);
   float *tmp = scratch_floats(&s, 2 * mavk_max(T, T * A) * step), *tmp2 = tmp + mavk_max(T, T * A) * step;
-  for (int64_t i; (i = mavk_claim(t)) < pieces * (1 + g.groups);) {
+  const int64_t total = pieces * (1 + g.groups);
+  for (int64_t i = mavk_claim(t), after; i < total; i = after) {
     const int64_t group = i / pieces - 1, f = i % pieces * step, end = mavk_min(f + step, F);
+    after = mavk_claim(t);
+    const int64_t then = after / pieces - 1, row = after % pieces * step;
+    const void *next = after >= total ? NULL : then < 0 ? dot_row(&a->gate, 0, row) : dot_row(&a->expert_gate, g.expert[then], row);
     if (group < 0) {
-      up_piece(a, &shared, f, end, tmp, tmp2, step);
+      up_piece(a, &shared, f, end, tmp, tmp2, step, next);
       continue;
     }
     const half expert = {.gate = &a->expert_gate, .up = &a->expert_up, .expert = g.expert[group], .x = experts_rows(&g, group, &xs),
                          .rows = g.first[group + 1] - g.first[group], .pair = g.pair + g.first[group]};
-    up_piece(a, &expert, f, end, tmp, tmp2, step);
+    up_piece(a, &expert, f, end, tmp, tmp2, step, next);
   }
 }
 
@@ -73,15 +77,18 @@ void MAVK_CPU(ffn_down)(const mavk_args_ffn_down *a, mavk_thread *t) {
     for (int64_t i = 0; i < T * A; i++) slot[i] = (int32_t)(g.pair[i] / A * S + 1 + g.pair[i] % A);
     xs = MAVK_CPU(pack)(t, &s, &(pack_rows){.x = a->h.p, .ld = F, .rows = T * A, .K = F, .source = slot}, &a->expert_down);
   }
-  const int64_t step = dot_piece(&a->down, D, F * (1 + g.groups), T, t->team->count);
+  const int64_t step = dot_piece(&a->down, D, F, T, t->team->count);
   float *sum = scratch_floats(&s, T * step), *part = scratch_floats(&s, T * A * step), *mine = scratch_floats(&s, T * A * step);
-  for (int64_t d; (d = mavk_claim(t) * step) < D;) {
+  for (int64_t d = mavk_claim(t) * step, after; d < D; d = after) {
     const int64_t end = mavk_min(d + step, D), n = end - d;
-    MAVK_CPU(dot)(&a->down, 0, d, end, &x0, T, sum, step);
+    after = mavk_claim(t) * step;
+    const void *next = after < D ? dot_row(&a->down, 0, after) : NULL;
+    MAVK_CPU(dot)(&a->down, 0, d, end, &x0, T, sum, step, g.groups ? dot_row(&a->expert_down, g.expert[0], d) : next);
     for (int64_t i = 0; i < g.groups; i++) {
       const packed xi = experts_rows(&g, i, &xs);
       const int64_t rows = g.first[i + 1] - g.first[i];
-      MAVK_CPU(dot)(&a->expert_down, g.expert[i], d, end, &xi, rows, mine, step);
+      MAVK_CPU(dot)(&a->expert_down, g.expert[i], d, end, &xi, rows, mine, step,
+                    i + 1 < g.groups ? dot_row(&a->expert_down, g.expert[i + 1], d) : next);
       for (int64_t r = 0; r < rows; r++) memcpy(part + g.pair[g.first[i] + r] * step, mine + r * step, (size_t)n * sizeof *part);
     }
     for (int64_t r = 0; r < T; r++) {
@@ -111,7 +118,7 @@ void MAVK_CPU(expert_matmul)(const mavk_args_expert_matmul *a, mavk_thread *t) {
     const int64_t group = i / pieces, n = i % pieces * step, end = mavk_min(n + step, N);
     const packed x = experts_rows(&g, group, &xs);
     const int64_t rows = g.first[group + 1] - g.first[group];
-    MAVK_CPU(dot)(&a->w, g.expert[group], n, end, &x, rows, y, step);
+    MAVK_CPU(dot)(&a->w, g.expert[group], n, end, &x, rows, y, step, NULL);
     for (int64_t r = 0; r < rows; r++)
       memcpy((float *)a->y.p + g.pair[g.first[group] + r] * N + n, y + r * step, (size_t)(end - n) * sizeof *y);
   }

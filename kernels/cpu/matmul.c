@@ -8,9 +8,10 @@ static void project(const pack_rows *in, const mavk_weight *w, const float *resi
   scratch s = scratch_begin(t);
   const packed x = MAVK_CPU(pack)(t, &s, in, w);
   const int64_t N = w->a.n[0], step = dot_piece(w, N, in->K, in->rows, t->team->count);
-  for (int64_t n; (n = mavk_claim(t) * step) < N;) {
+  for (int64_t n = mavk_claim(t) * step, after; n < N; n = after) {
     const int64_t end = mavk_min(n + step, N);
-    MAVK_CPU(dot)(w, 0, n, end, &x, in->rows, y + n, ldy);
+    after = mavk_claim(t) * step; /* claimed early, so that its first rows can be prefetched */
+    MAVK_CPU(dot)(w, 0, n, end, &x, in->rows, y + n, ldy, after < N ? dot_row(w, 0, after) : NULL);
     if (!residual) continue;
     for (int64_t r = 0; r < in->rows; r++)
       for (int64_t i = n; i < end; i++) y[r * ldy + i] = residual[r * ldy + i] + y[r * ldy + i];

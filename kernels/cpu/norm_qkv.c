@@ -60,9 +60,10 @@ void MAVK_CPU(norm_qkv)(const mavk_args_norm_qkv *a, mavk_thread *t) {
   const packed x = MAVK_CPU(pack)(t, &s, &(pack_rows){.x = a->x.p, .ld = D, .rows = T, .K = D, .norm = &a->norm, .eps = a->eps}, &a->w);
   const int64_t step = dot_piece(&a->w, N, D, T, t->team->count);
   float *y = scratch_floats(&s, T * step);
-  for (int64_t n; (n = mavk_claim(t) * step) < N;) {
+  for (int64_t n = mavk_claim(t) * step, after; n < N; n = after) {
     const int64_t end = mavk_min(n + step, N);
-    MAVK_CPU(dot)(&a->w, 0, n, end, &x, T, y, step);
+    after = mavk_claim(t) * step;
+    MAVK_CPU(dot)(&a->w, 0, n, end, &x, T, y, step, after < N ? dot_row(&a->w, 0, after) : NULL);
     for (int64_t r = 0; r < T; r++) {
       if (a->rows.seq[r] < 0) continue;
       for (int64_t i = n; i < end;) { /* split at head borders */

@@ -26,7 +26,7 @@ void MAVK_CPU(router)(const mavk_args_router *a, mavk_thread *t) {
     const packed x = MAVK_CPU(pack)(
         t, &s, &(pack_rows){.x = (const float *)a->x.p + r * D, .ld = D, .rows = rows, .K = D, .norm = &a->norm, .eps = a->eps}, &a->w);
     float *logits = scratch_floats(&s, rows * E);
-    MAVK_CPU(dot)(&a->w, 0, 0, E, &x, rows, logits, E);
+    MAVK_CPU(dot)(&a->w, 0, 0, E, &x, rows, logits, E, NULL);
     for (int64_t i = 0; i < rows; i++)
       choose(logits + i * E, E, a->top_k, (int32_t *)a->index.p + (r + i) * a->top_k, (float *)a->score.p + (r + i) * a->top_k);
   }
