@@ -29,15 +29,6 @@ typedef struct call {
 
 #define FAIL(c, code, ...) MAV_RT_FAIL((c)->rt, code, (c)->desc->name, __VA_ARGS__)
 
-static mavk_array array_of(const mav_tensor *t) {
-  mavk_array a = {.p = mav__tensor_pointer(t), .dtype = (int32_t)t->dtype, .nd = t->dims};
-  for (int i = 0; i < t->dims; i++) {
-    a.n[i] = t->shape[i];
-    a.s[i] = t->stride[i];
-  }
-  return a;
-}
-
 static void use(call *c, const mav_tensor *t, size_t at) {
   c->uses[c->use_count++] = (mav__use){t->buffer, at, t->offset * (int64_t)mav_dtype_bytes(t->dtype)};
 }
@@ -73,7 +64,7 @@ static mav_err fill_tensor(call *c, const mav_arg_desc *d, mav_arg *a) {
   if (d->kind != MAV_ARG_OUT) MAV_TRY(mav__shapes_match(&c->shapes, d, t, c->args));
   if (!may_be_strided(c, d) && !mav_tensor_is_contiguous(t))
     return FAIL(c, INVALID, "%s is a strided view; make it contiguous first (op cast)", d->name);
-  mavk_array array = array_of(t);
+  mavk_array array = mav__tensor_array(t);
   memcpy(c->blob + d->offset, &array, sizeof array);
   use(c, t, d->offset + offsetof(mavk_array, p));
   return MAV_OK;
@@ -85,7 +76,7 @@ static mav_err fill_weight(call *c, const mav_arg_desc *d, mav_arg *a) {
   MAV_TRY(mav__shapes_match(&c->shapes, d, t, c->args));
   int last = t->dims - 1;
   if (t->stride[last] != 1 && t->shape[last] > 1) return FAIL(c, INVALID, "%s: the last dimension of a weight must be contiguous", d->name);
-  mavk_weight w = {.a = array_of(t), .act = (int32_t)t->act, .in_scale = t->in_scale};
+  mavk_weight w = {.a = mav__tensor_array(t), .act = (int32_t)t->act, .in_scale = t->in_scale};
   use(c, t, d->offset + offsetof(mavk_weight, a) + offsetof(mavk_array, p));
   if (t->scale) {
     w.scale = mav__tensor_pointer(t->scale);
@@ -151,6 +142,8 @@ static mav_err fill(call *c, const mav_arg_desc *d, mav_arg *a) {
     }
     case MAV_ARG_KV: return fill_kv(c, d, a);
     case MAV_ARG_COMM: {
+      if (a->given && !a->comm) return FAIL(c, INVALID, "%s is NULL", d->name);
+      if (a->given && a->comm->rt != c->rt) return FAIL(c, INVALID, "%s belongs to another runtime", d->name);
       mavk_comm k = {a->given ? a->comm->rank : 0, a->given ? a->comm->ranks : 1};
       memcpy(c->blob + d->offset, &k, sizeof k);
       return MAV_OK;
@@ -278,6 +271,17 @@ static mav_err check_overlap(call *c, const mav_arg_desc *d, const mav_tensor *o
   return MAV_OK;
 }
 
+/* Indices that an op computes are below this; 0: no promise. */
+static int64_t index_bound(const call *c) {
+  switch (c->op) {
+    case MAVK_OP_argmax:
+    case MAVK_OP_topk: return dim(c, 'N');
+    case MAVK_OP_router: return dim(c, 'E');
+    case MAVK_OP_sample: return dim(c, 'V');
+    default: return 0;
+  }
+}
+
 static mav_err make_result(call *c, const mav_arg_desc *d, mav_arg *a) {
   int dims;
   int64_t shape[MAV_DIMS_MAX] = {0};
@@ -290,7 +294,9 @@ static mav_err make_result(call *c, const mav_arg_desc *d, mav_arg *a) {
       return FAIL(c, SHAPE, "%s has shape %s; the result has %s", d->name, mav__shape_text(have, sizeof have, t->dims, t->shape),
                   mav__shape_text(want, sizeof want, dims, shape));
     if (c->op == MAVK_OP_cast && t->dtype != (mav_dtype)number(c, "dtype")) return FAIL(c, DTYPE, "%s does not have the dtype asked for", d->name);
-    return check_overlap(c, d, t);
+    MAV_TRY(check_overlap(c, d, t));
+    t->buffer->index_bound = index_bound(c);
+    return MAV_OK;
   }
   int type = c->op == MAVK_OP_cast ? (int)number(c, "dtype") : __builtin_ctz(d->types);
   size_t bytes;
@@ -298,6 +304,7 @@ static mav_err make_result(call *c, const mav_arg_desc *d, mav_arg *a) {
   MAV_TRY(mav__shape_bytes(c->rt, c->desc->name, (mav_dtype)type, dims, shape, &bytes));
   if (c->rt->capture) MAV_TRY(mav__graph_plan(c->rt->capture, bytes, &b));
   else MAV_TRY(mav__buffer_new(&b, c->rt, MAV__BUFFER_OWNED, bytes, false, c->desc->name));
+  b->index_bound = index_bound(c);
   mav_err err = mav__tensor_on(&a->tensor, b, (mav_dtype)type, dims, shape);
   mav__buffer_release(b);
   return err;
@@ -316,7 +323,13 @@ static mav_err check_values(call *c) {
   }
   for (int i = 0; i < c->desc->args; i++) {
     const mav_arg_desc *d = &c->desc->arg[i];
-    if (d->kind != MAV_ARG_INDEX || !c->args[i].given || mav_tensor_is_planned(c->args[i].tensor)) continue;
+    if (d->kind != MAV_ARG_INDEX || !c->args[i].given) continue;
+    if (mav_tensor_is_planned(c->args[i].tensor)) { /* known only on the device: its maker must promise the bound */
+      const int64_t bound = c->args[i].tensor->buffer->index_bound;
+      if (bound > 0 && bound <= dim(c, *d->limit)) continue;
+      return FAIL(c, RANGE, "%s is computed inside the capture by an op that does not keep it below %lld; use argmax, topk, router or sample",
+                  d->name, (long long)dim(c, *d->limit));
+    }
     mav__launch_check index = {.op = c->desc->name, .index = c->args[i].tensor, .id_limit = dim(c, *d->limit)};
     MAV_TRY(g ? mav__graph_check_at_launch(g, index) : mav__check_now(c->rt, &index));
   }

@@ -23,8 +23,8 @@ typedef struct mav__plan {
 /* What must be checked at every launch because the host may have changed it. */
 typedef struct mav__launch_check {
   const char *op;
-  mav_rows *rows;     /* ids below id_limit, sequences below seq_limit; borrowed from graph->retained */
-  mav_kv *kv;         /* rows fit the cache, when not NULL; borrowed */
+  mav_rows *rows;     /* ids below id_limit, sequences below seq_limit; borrowed from graph->held_rows */
+  mav_kv *kv;         /* rows fit the cache, when not NULL; borrowed from graph->held_kvs */
   mav_tensor *index;  /* i32 in [0, id_limit), when rows is NULL; retained */
   int64_t id_limit, seq_limit;
 } mav__launch_check;

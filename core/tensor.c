@@ -145,6 +145,13 @@ void *mav__tensor_pointer(const mav_tensor *t) {
   return p ? p + t->offset * (int64_t)mav_dtype_bytes(t->dtype) : NULL;
 }
 
+mavk_array mav__tensor_array(const mav_tensor *t) {
+  mavk_array a = {.p = mav__tensor_pointer(t), .dtype = (int32_t)t->dtype, .nd = t->dims};
+  memcpy(a.n, t->shape, sizeof a.n);
+  memcpy(a.s, t->stride, sizeof a.s);
+  return a;
+}
+
 /* A copy of the view t on the same buffer, to be narrowed by the caller. */
 static mav_err view(mav_tensor **out, mav_tensor *t) {
   mav_tensor *v = mav__alloc(sizeof *v);

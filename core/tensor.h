@@ -22,6 +22,7 @@ typedef struct mav__buffer {
   bool read_only;
   mav_graph *graph; /* PLANNED: the capture it belongs to (borrowed, for identity only) */
   int64_t plan;     /* PLANNED: its index there */
+  int64_t index_bound; /* PLANNED: its i32 values are indices below this; 0: unknown */
 } mav__buffer;
 
 mav_err mav__buffer_new(mav__buffer **out, mav_runtime *rt, mav__buffer_kind kind, size_t bytes, bool zero, const char *op);
@@ -48,6 +49,8 @@ mav_err mav__tensor_foreign(mav_tensor **out, mav_runtime *rt, mav_dtype dtype, 
 mav_err mav__shape_bytes(mav_runtime *rt, const char *op, mav_dtype dtype, int dims, const int64_t *shape, size_t *out);
 /* Address of the first element; NULL while planned. */
 void *mav__tensor_pointer(const mav_tensor *t);
+/* The view as a kernel sees it. */
+mavk_array mav__tensor_array(const mav_tensor *t);
 /* "(4, 256)" */
 const char *mav__shape_text(char *out, size_t bytes, int dims, const int64_t *shape);
 /* Fails when the tensor cannot be read by the host now. */

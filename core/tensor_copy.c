@@ -89,13 +89,6 @@ mav_err mav_tensor_set(mav_tensor *t, int64_t index, double value) {
   return MAV_OK;
 }
 
-static mavk_array array_of(const mav_tensor *t) {
-  mavk_array a = {.p = mav__tensor_pointer(t), .dtype = (int32_t)t->dtype, .nd = t->dims};
-  memcpy(a.n, t->shape, sizeof a.n);
-  memcpy(a.s, t->stride, sizeof a.s);
-  return a;
-}
-
 mav_err mav_tensor_copy_into(mav_tensor *dst, mav_tensor *src) {
   mav_runtime *rt = dst->buffer->rt;
   char a[96], b[96];
@@ -105,7 +98,7 @@ mav_err mav_tensor_copy_into(mav_tensor *dst, mav_tensor *src) {
   if (dst->dims != src->dims || memcmp(dst->shape, src->shape, sizeof(int64_t) * (size_t)dst->dims))
     return MAV_RT_FAIL(rt, SHAPE, "tensor_copy_into", "%s into %s", mav__shape_text(a, sizeof a, src->dims, src->shape),
                        mav__shape_text(b, sizeof b, dst->dims, dst->shape));
-  mavk_args_cast args = {.x = array_of(src), .dtype = (int32_t)dst->dtype, .y = array_of(dst)};
+  mavk_args_cast args = {.x = mav__tensor_array(src), .dtype = (int32_t)dst->dtype, .y = mav__tensor_array(dst)};
   return rt->backend->run(rt, &(mav__node){MAVK_OP_cast, &args}, 1);
 }
 

@@ -3,7 +3,7 @@
  *
  * Invariants: (1) what a piece computes does not depend on who claims it; (2) all threads call the same sequence of
  * mavk_phase; (3) the runner puts a barrier after every op, so a kernel needs one only between its own phases.
- * The team itself (threads, parking) is core/team.c.
+ * The team itself (threads, parking) is core/threads.c.
  */
 #ifndef MAVK_TEAM_H
 #define MAVK_TEAM_H

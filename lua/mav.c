@@ -29,9 +29,14 @@ static lua_State *running;
 
 /* ---- calls: interrupts, messages ------------------------------------------------------------------------------------------- */
 
+static void on_interrupt(int i);
+
+/* The interrupt has become an error; the next one is to become one too. */
 static void stop(lua_State *L, lua_Debug *ar) {
   (void)ar;
+  struct sigaction again = {.sa_handler = on_interrupt};
   lua_sethook(L, NULL, 0, 0);
+  sigaction(SIGINT, &again, NULL);
   luaL_error(L, "interrupted!");
 }
 

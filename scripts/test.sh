@@ -15,7 +15,7 @@ build() { # preset
   cmake --preset "$1" >/dev/null
   cmake --build --preset "$1" -- --quiet
 }
-run() { # preset, ctest arguments: one JUnit file per run
+run() { # preset, ctest arguments
   local preset=$1; shift
   echo "== test $preset $*"
   ctest --test-dir "build/$preset" --output-on-failure --timeout 900 "$@"

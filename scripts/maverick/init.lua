@@ -4,6 +4,7 @@
 ---     local s <close> = model:session { sample = { temperature = 0.7, top_p = 0.95, seed = 1 } }
 ---     for piece in s:generate("-- returns the sum of the list t\n", { max_tokens = 64 }) do io.write(piece) end
 local mav = require "mav"
+local check_keys = require "mav.options"
 local config = require "mav.maverick.config"
 local weights = require "mav.maverick.weights"
 local forward = require "mav.maverick.forward"
@@ -16,12 +17,6 @@ Model.__index = Model
 
 local LOAD_OPTIONS = { device = true, threads = true, isa = true, runtime = true, dtype = true, progress = true }
 local KV_OPTIONS = { tokens = true, dtype = true, sequences = true, context_max = true, page = true }
-
-local function check_keys(options, known, what)
-  for key in pairs(options) do
-    if not known[key] then error(("%s: unknown option '%s'"):format(what, tostring(key)), 3) end
-  end
-end
 
 --- The runtime that was asked for. One that is made here becomes the default, so that scripts need not pass it on.
 local function runtime_for(options)

@@ -7,6 +7,7 @@
 ---   3. The sampling chain is part of the graph. It runs for every token, the first one included.
 ---   4. An error or an interrupt leaves a consistent session: what was chosen stays, the rest is trimmed.
 local mav = require "mav"
+local check_keys = require "mav.options"
 local chain = require "mav.sample.chain"
 local stats = require "mav.session.stats"
 local stop_strings = require "mav.session.stop_strings"
@@ -22,12 +23,6 @@ local Session = { __name = "mav.session" }
 
 local OPTIONS = { sample = true, strategy = true, kv = true, kv_dtype = true, context = true, key = true, fused = true }
 local GENERATE_OPTIONS = { max_tokens = true, ignore_eos = true, stop = true, on_token = true }
-
-local function check_keys(options, known, what)
-  for key in pairs(options) do
-    if not known[key] then error(("%s: unknown option '%s'"):format(what, tostring(key)), 3) end
-  end
-end
 
 function Session.__index(self, key)
   if key == "stats" then return self.times:summary(self) end

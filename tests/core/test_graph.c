@@ -167,6 +167,31 @@ static void test_launch_checks_rows(void **state) {
   mav_tensor_release(args[2].tensor), mav_tensor_release(table), mav_graph_release(g), mav_rows_release(rows);
 }
 
+/* An index that is computed inside a capture must come from an op that promises its bound. */
+static void test_computed_indices(void **state) {
+  (void)state;
+  mav_rows *rows;
+  mav_graph *g;
+  mav_tensor *x, *far = zeros(3);
+  assert_int_equal(mav_rows_new(&rows, rt, 1), MAV_OK);
+  assert_int_equal(mav_tensor_new(&x, rt, MAV_DTYPE_F32, 2, (int64_t[]){8, 4}), MAV_OK);
+  for (int i = 0; i < 3; i++) mav_tensor_set(far, i, 1e6);
+  assert_int_equal(mav_graph_begin(&g, rt, rows), MAV_OK);
+  mav_arg cast[MAV_ARGS_MAX] = {{.given = true, .tensor = far}, {.given = true, .number = MAV_DTYPE_I32}};
+  assert_int_equal(mav_op_call(rt, mav_op_find("cast"), cast), MAV_OK);
+  mav_arg bad[MAV_ARGS_MAX] = {{.given = true, .tensor = x}, {.given = true, .tensor = cast[2].tensor}};
+  assert_int_equal(mav_op_call(rt, mav_op_find("gather"), bad), MAV_ERR_RANGE);
+  mav_arg best[MAV_ARGS_MAX] = {{.given = true, .tensor = x}};
+  assert_int_equal(mav_op_call(rt, mav_op_find("argmax"), best), MAV_OK); /* (8) below 4 */
+  mav_arg good[MAV_ARGS_MAX] = {{.given = true, .tensor = x}, {.given = true, .tensor = best[1].tensor}};
+  assert_int_equal(mav_op_call(rt, mav_op_find("gather"), good), MAV_OK);
+  assert_int_equal(mav_graph_end(g), MAV_OK);
+  assert_int_equal(mav_graph_launch(g), MAV_OK);
+  mav_tensor *all[] = {x, far, cast[2].tensor, best[1].tensor, good[2].tensor};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) mav_tensor_release(all[i]);
+  mav_graph_release(g), mav_rows_release(rows);
+}
+
 /* Every planned tensor must not overlap any other that is alive at the same node: random graphs, results compared with the
  * same ops run eagerly. */
 static void test_random_graphs(void **state) {
@@ -240,6 +265,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_descriptions),   cmocka_unit_test(test_eager),         cmocka_unit_test(test_errors_name_the_argument), cmocka_unit_test(test_replay),
       cmocka_unit_test(test_capture_states), cmocka_unit_test(test_launch_checks_rows), cmocka_unit_test(test_random_graphs),       cmocka_unit_test(test_allocation_failures),
+      cmocka_unit_test(test_computed_indices),
   };
   int failed = 0;
   static const char *const devices[] = {"ref", "cpu"};
