@@ -282,6 +282,19 @@ static int64_t index_bound(const call *c) {
   }
 }
 
+/* A capture writes into memory of the caller's: what a later op of it reads there is not what the host sees now. */
+static mav_err note_write(call *c, const mav_arg_desc *d, const mav_tensor *t) {
+  mav__buffer *b = t->buffer;
+  if (!c->rt->capture) return MAV_OK;
+  if (b->is_rows) return FAIL(c, INVALID, "%s is the memory of the rows, which a capture cannot write", d->name);
+  const int64_t bound = index_bound(c);
+  const bool whole = (size_t)mav_tensor_count(t) * mav_dtype_bytes(t->dtype) == b->bytes;
+  if (whole || b->written_in != c->rt->captures) b->index_bound = whole ? bound : 0;
+  else b->index_bound = bound && b->index_bound ? (bound > b->index_bound ? bound : b->index_bound) : 0;
+  b->written_in = c->rt->captures;
+  return MAV_OK;
+}
+
 static mav_err make_result(call *c, const mav_arg_desc *d, mav_arg *a) {
   int dims;
   int64_t shape[MAV_DIMS_MAX] = {0};
@@ -295,8 +308,7 @@ static mav_err make_result(call *c, const mav_arg_desc *d, mav_arg *a) {
                   mav__shape_text(want, sizeof want, dims, shape));
     if (c->op == MAVK_OP_cast && t->dtype != (mav_dtype)number(c, "dtype")) return FAIL(c, DTYPE, "%s does not have the dtype asked for", d->name);
     MAV_TRY(check_overlap(c, d, t));
-    t->buffer->index_bound = index_bound(c);
-    return MAV_OK;
+    return note_write(c, d, t);
   }
   int type = c->op == MAVK_OP_cast ? (int)number(c, "dtype") : __builtin_ctz(d->types);
   size_t bytes;
@@ -305,6 +317,7 @@ static mav_err make_result(call *c, const mav_arg_desc *d, mav_arg *a) {
   if (c->rt->capture) MAV_TRY(mav__graph_plan(c->rt->capture, bytes, &b));
   else MAV_TRY(mav__buffer_new(&b, c->rt, MAV__BUFFER_OWNED, bytes, false, c->desc->name));
   b->index_bound = index_bound(c);
+  b->written_in = c->rt->capture ? c->rt->captures : 0;
   mav_err err = mav__tensor_on(&a->tensor, b, (mav_dtype)type, dims, shape);
   mav__buffer_release(b);
   return err;
@@ -324,8 +337,9 @@ static mav_err check_values(call *c) {
   for (int i = 0; i < c->desc->args; i++) {
     const mav_arg_desc *d = &c->desc->arg[i];
     if (d->kind != MAV_ARG_INDEX || !c->args[i].given) continue;
-    if (mav_tensor_is_planned(c->args[i].tensor)) { /* known only on the device: its maker must promise the bound */
-      const int64_t bound = c->args[i].tensor->buffer->index_bound;
+    const mav__buffer *b = c->args[i].tensor->buffer;
+    if (g && (b->kind == MAV__BUFFER_PLANNED || b->written_in == c->rt->captures)) { /* known only later: its maker must promise the bound */
+      const int64_t bound = b->index_bound;
       if (bound > 0 && bound <= dim(c, *d->limit)) continue;
       return FAIL(c, RANGE, "%s is computed inside the capture by an op that does not keep it below %lld; use argmax, topk, router or sample",
                   d->name, (long long)dim(c, *d->limit));
@@ -347,9 +361,27 @@ static mav_err run_or_record(call *c) {
   return mav__graph_record(g, c->op, c->blob, c->uses, c->use_count);
 }
 
+#define ROWS_BYTES_MAX ((double)(512 << 20)) /* activations of one op, as a backend packs them into its scratch memory */
+
+/* Rows times columns that fit a backend's scratch memory. */
+static mav_err check_scratch(call *c) {
+  for (int i = 0; i < c->desc->args; i++) {
+    if (c->desc->arg[i].kind != MAV_ARG_WEIGHT || !c->args[i].given) continue;
+    const mav_tensor *w = c->args[i].tensor;
+    const double rows = (double)dim(c, 'T') * (double)(dim(c, 'A') > 1 ? dim(c, 'A') : 1), K = (double)w->shape[w->dims - 1] + 128;
+    if (rows * K * 4 > ROWS_BYTES_MAX)
+      return FAIL(c, RANGE, "%.0f rows of %.0f columns are too many for one call; feed at most %.0f", rows, K - 128, ROWS_BYTES_MAX / K / 4);
+  }
+  const bool one_row = c->op == MAVK_OP_quantize || (c->op >= MAVK_OP_penalize && c->op <= MAVK_OP_sample) || c->op == MAVK_OP_topk;
+  const int64_t columns = dim(c, 'N') + dim(c, 'D') + dim(c, 'V');
+  if (one_row && columns > 1 << 26) return FAIL(c, RANGE, "rows of %lld elements; at most 2^26", (long long)columns);
+  return MAV_OK;
+}
+
 static mav_err prepare(call *c) {
   for (int i = 0; i < c->desc->args; i++) MAV_TRY(fill(c, &c->desc->arg[i], &c->args[i]));
-  return check_op(c);
+  MAV_TRY(check_op(c));
+  return check_scratch(c);
 }
 
 mav_err mav_op_call(mav_runtime *rt, int op, mav_arg *args) {

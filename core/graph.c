@@ -35,6 +35,7 @@ mav_err mav_graph_begin(mav_graph **out, mav_runtime *rt, mav_rows *rows) {
   if (!g) return MAV_RT_NOMEM(rt, "graph_begin");
   *g = (mav_graph){.refs = 1, .rt = mav_runtime_retain(rt), .rows = mav_rows_retain(rows), .state = MAV__GRAPH_CAPTURING};
   rt->capture = g;
+  rt->captures++;
   *out = g;
   return MAV_OK;
 }
@@ -105,7 +106,7 @@ mav_err mav__graph_check_at_launch(mav_graph *g, mav__launch_check c) {
 }
 
 mav_err mav__check_now(mav_runtime *rt, const mav__launch_check *c) {
-  if (c->rows) MAV_TRY(mav__rows_check_ids(c->rows, c->op, c->id_limit, c->seq_limit));
+  if (c->rows) MAV_TRY(mav__rows_check(c->rows, c->op, c->id_limit, c->seq_limit));
   if (c->kv) MAV_TRY(mav__kv_check_rows(c->kv, c->rows, c->op));
   if (c->index) {
     const int32_t *p = mav__tensor_pointer(c->index);

@@ -4,7 +4,7 @@
  * chunk). Pages are shared by forked sequences and copied when one of them is about to write (reserve).
  *
  * Invariants: (1) refs[page] counts the table entries that name it; a page is on the free list exactly when that is 0.
- * (2) pages of slots [floor of the group, reserved) are mapped, none beyond. (3) committed slots are never written.
+ * (2) pages of slots [the group's floor, reserved) are mapped, none beyond. (3) committed slots are never written.
  * (4) a group with a chunk keeps the block before the current one, so a step back over a border stays possible.
  * Memory of a layer is taken once, at creation; the operating system backs it as pages are touched.
  */
@@ -47,7 +47,8 @@ static mav_err group_init(mav_kv *kv, mav__kv_group *g, int32_t chunk, int64_t t
   g->pages = g->free = ceil_div(tokens, kv->page) + kv->sequences;
   g->refs = mav__alloc((size_t)g->pages * sizeof *g->refs);
   g->free_list = mav__alloc((size_t)g->pages * sizeof *g->free_list);
-  if (!g->refs || !g->free_list) return MAV_RT_NOMEM(rt, "kv_new");
+  g->floor = mav__alloc((size_t)kv->sequences * sizeof *g->floor);
+  if (!g->refs || !g->free_list || !g->floor) return MAV_RT_NOMEM(rt, "kv_new");
   for (int64_t i = 0; i < g->pages; i++) g->free_list[i] = (int32_t)(g->pages - 1 - i);
   MAV_TRY(mav_tensor_new(&g->table, rt, MAV_DTYPE_I32, 2, (int64_t[]){kv->sequences, kv->stride}));
   memset(mav__tensor_pointer(g->table), 0xff, (size_t)(kv->sequences * kv->stride) * sizeof(int32_t));
@@ -108,6 +109,7 @@ void mav_kv_release(mav_kv *kv) {
   for (int i = 0; i < kv->groups; i++) {
     mav__free(kv->group[i].refs);
     mav__free(kv->group[i].free_list);
+    mav__free(kv->group[i].floor);
     mav_tensor_release(kv->group[i].table);
   }
   mav_tensor_release(kv->keys);
@@ -119,6 +121,8 @@ void mav_kv_release(mav_kv *kv) {
 }
 
 int mav_kv_layers(const mav_kv *kv) { return kv->layers; }
+int mav_kv_sequences(const mav_kv *kv) { return kv->sequences; }
+mav_dtype mav_kv_dtype(const mav_kv *kv) { return kv->dtype; }
 
 int64_t mav_kv_pages_free(const mav_kv *kv) {
   int64_t least = kv->group[0].free;
@@ -150,6 +154,7 @@ mav_err mav_kv_sequence_new(mav_kv *kv, int64_t key, int *out) {
   for (int i = 0; i < kv->sequences; i++)
     if (!kv->seq[i].live) {
       kv->seq[i] = (mav__kv_sequence){.live = true};
+      for (int g = 0; g < kv->groups; g++) kv->group[g].floor[i] = 0;
       ((int64_t *)mav__tensor_pointer(kv->keys))[i] = key;
       *out = i;
       return MAV_OK;
@@ -175,6 +180,7 @@ mav_err mav_kv_sequence_fork(mav_kv *kv, int seq, int64_t key, int *out) {
   t->floor = s->floor;
   for (int g = 0; g < kv->groups; g++) {
     const int32_t *from = table_of(kv, &kv->group[g], seq);
+    kv->group[g].floor[*out] = kv->group[g].floor[seq];
     int32_t *to = table_of(kv, &kv->group[g], *out);
     for (int64_t b = 0; b < ceil_div(t->reserved, kv->page); b++)
       if ((to[b] = from[b]) >= 0) kv->group[g].refs[to[b]]++;
@@ -208,8 +214,8 @@ static mav_err page_own(mav_kv *kv, int group, int32_t *entry) {
   mav__kv_group *g = &kv->group[group];
   if (*entry >= 0 && g->refs[*entry] == 1) return MAV_OK;
   if (!g->free)
-    return MAV_RT_FAIL(kv->rt, FULL, "kv_sequence_reserve", "all %lld pages of %lld tokens are in use", (long long)g->pages,
-                       (long long)kv->page);
+    return MAV_RT_FAIL(kv->rt, FULL, "kv_sequence_reserve", "all %lld pages of %lld tokens are in use%s", (long long)g->pages,
+                       (long long)kv->page, g->chunk ? "; layers with a chunk keep two chunks and 1024 tokens more: reserve fewer at a time" : "");
   int32_t fresh = g->free_list[--g->free];
   g->refs[fresh] = 1;
   if (*entry >= 0) {
@@ -229,10 +235,10 @@ static mav_err page_own(mav_kv *kv, int group, int32_t *entry) {
 mav_err mav_kv_sequence_reserve(mav_kv *kv, int seq, int64_t count) {
   mav__kv_sequence *s;
   MAV_TRY(sequence(kv, seq, "kv_sequence_reserve", &s));
-  int64_t end = s->length + count;
-  if (count < 0 || end > kv->context_max)
+  if (count < 0 || count > kv->context_max - s->length)
     return MAV_RT_FAIL(kv->rt, FULL, "kv_sequence_reserve", "%lld tokens after %lld; the cache was made for contexts of %lld",
                        (long long)count, (long long)s->length, (long long)kv->context_max);
+  const int64_t end = s->length + count;
   mav_err err = MAV_OK;
   for (int g = 0; g < kv->groups && !err; g++) {
     int32_t *table = table_of(kv, &kv->group[g], seq);
@@ -251,7 +257,7 @@ mav_err mav_kv_sequence_reserve(mav_kv *kv, int seq, int64_t count) {
 mav_err mav_kv_sequence_commit(mav_kv *kv, int seq, int64_t count) {
   mav__kv_sequence *s;
   MAV_TRY(sequence(kv, seq, "kv_sequence_commit", &s));
-  if (count < 0 || s->length + count > s->reserved)
+  if (count < 0 || count > s->reserved - s->length)
     return MAV_RT_FAIL(kv->rt, STATE, "kv_sequence_commit", "%lld tokens, but %lld are reserved", (long long)count,
                        (long long)(s->reserved - s->length));
   int64_t before = s->length;
@@ -261,7 +267,8 @@ mav_err mav_kv_sequence_commit(mav_kv *kv, int seq, int64_t count) {
     if (!g->chunk) continue;
     int64_t block = s->length / g->chunk, keep = (block - 1) * g->chunk;
     if (keep <= 0 || before / g->chunk == block) continue;
-    for (int64_t b = s->floor / kv->page; b < keep / kv->page; b++) page_drop(g, &table_of(kv, g, seq)[b]);
+    for (int64_t b = g->floor[seq] / kv->page; b < keep / kv->page; b++) page_drop(g, &table_of(kv, g, seq)[b]);
+    if (keep > g->floor[seq]) g->floor[seq] = keep;
     if (keep > s->floor) s->floor = keep;
   }
   return MAV_OK;
@@ -282,6 +289,8 @@ mavk_kv mav__kv_kernel(const mav_kv *kv, int layer) {
                    .key = mav__tensor_pointer(kv->keys)};
 }
 
+#define SAME_SLOT_ROWS 64 /* batches up to here (a draft tree) are searched for shared slots; longer ones are chains of a prompt */
+
 mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, const char *op) {
   mavk_rows r = mav__rows_kernel(rows);
   for (int64_t i = 0; i < r.n; i++) {
@@ -298,6 +307,10 @@ mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, const char *o
       return MAV_RT_FAIL(kv->rt, STATE, op, "row %lld would overwrite a committed position", (long long)i);
     if (r.parent[i] >= 0 && r.slot[i] == r.pos[i] && r.slot[r.parent[i]] != r.pos[r.parent[i]])
       return MAV_RT_FAIL(kv->rt, INVALID, op, "row %lld sits at its position, but its parent does not", (long long)i);
+    for (int64_t k = 0; k < i && r.n <= SAME_SLOT_ROWS; k++)
+      if (r.seq[k] == r.seq[i] && r.slot[k] == r.slot[i])
+        return MAV_RT_FAIL(kv->rt, INVALID, op, "rows %lld and %lld of sequence %d share slot %d; give siblings slots of their own", (long long)k,
+                           (long long)i, r.seq[i], r.slot[i]);
   }
   return MAV_OK;
 }

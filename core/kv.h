@@ -10,6 +10,7 @@ typedef struct mav__kv_group {
   int64_t pages, free;
   int32_t *refs;      /* (pages) sequences that map a page */
   int32_t *free_list; /* (free) page numbers */
+  int64_t *floor;     /* (sequences) slots below are dropped */
   mav_tensor *table;  /* i32 (sequences, stride): page of a slot's block, -1: none. Read by the device */
 } mav__kv_group;
 
@@ -22,7 +23,7 @@ typedef struct mav__kv_sequence {
   bool live;
   int64_t length;   /* committed tokens */
   int64_t reserved; /* slots [0, reserved) are writable or readable */
-  int64_t floor;
+  int64_t floor;    /* the highest of its groups' */
 } mav__kv_sequence;
 
 struct mav_kv {

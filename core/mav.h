@@ -195,6 +195,8 @@ MAV_API mav_err mav_kv_new(mav_kv **out, mav_runtime *rt, const mav_kv_options *
 MAV_API mav_kv *mav_kv_retain(mav_kv *kv);
 MAV_API void mav_kv_release(mav_kv *kv);
 MAV_API int mav_kv_layers(const mav_kv *kv);
+MAV_API int mav_kv_sequences(const mav_kv *kv); /* most at a time */
+MAV_API mav_dtype mav_kv_dtype(const mav_kv *kv);
 MAV_API int64_t mav_kv_pages_free(const mav_kv *kv);  /* of the scarcest kind of layer */
 MAV_API int64_t mav_kv_pages_live(const mav_kv *kv);  /* over all kinds of layers; 0 when no sequence is left */
 

@@ -10,6 +10,7 @@ mav_err mav_rows_new(mav_rows **out, mav_runtime *rt, int64_t count) {
   *r = (mav_rows){.refs = 1, .rt = mav_runtime_retain(rt), .count = count};
   mav_err err;
   MAV_GOTO(mav_tensor_new(&r->table, rt, MAV_DTYPE_I32, 2, (int64_t[]){MAV__ROWS_FIELDS, count}));
+  r->table->buffer->is_rows = true;
   MAV_GOTO(mav_tensor_select(&r->ids, r->table, 0, MAV__ROWS_ID));
   for (int64_t i = 0; i < count; i++) MAV_GOTO(mav_rows_set(r, i, 0, -1, 0, -1, -1));
   *out = r;
@@ -65,10 +66,14 @@ mavk_rows mav__rows_kernel(const mav_rows *r) {
                      .parent = mav__rows_at(r, MAV__ROWS_PARENT)};
 }
 
-mav_err mav__rows_check_ids(const mav_rows *r, const char *op, int64_t id_limit, int64_t seq_limit) {
+mav_err mav__rows_check(const mav_rows *r, const char *op, int64_t id_limit, int64_t seq_limit) {
   mavk_rows k = mav__rows_kernel(r);
   for (int64_t i = 0; i < k.n; i++) {
     if (k.seq[i] < 0) continue;
+    const int32_t p = k.parent[i]; /* set earlier; the parent may have been rewritten since */
+    if (p >= 0 && (p >= i || k.seq[p] != k.seq[i] || k.pos[p] + 1 != k.pos[i]))
+      return MAV_RT_FAIL(r->rt, INVALID, op, "row %lld (sequence %d, position %d) no longer follows its parent, row %d", (long long)i, k.seq[i],
+                         k.pos[i], p);
     if (id_limit > 0 && (k.id[i] < 0 || k.id[i] >= id_limit))
       return MAV_RT_FAIL(r->rt, RANGE, op, "row %lld: token id %d is outside the vocabulary of %lld", (long long)i, k.id[i],
                          (long long)id_limit);

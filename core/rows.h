@@ -18,7 +18,7 @@ static inline int32_t *mav__rows_at(const mav_rows *r, mav__rows_field field) {
   return (int32_t *)mav__tensor_pointer(r->table) + r->count * (int64_t)field;
 }
 mavk_rows mav__rows_kernel(const mav_rows *r);
-/* Every id below id_limit (if > 0) and every sequence below seq_limit (if > 0). */
-mav_err mav__rows_check_ids(const mav_rows *r, const char *op, int64_t id_limit, int64_t seq_limit);
+/* Every row follows its parent; every id is below id_limit (if > 0) and every sequence below seq_limit (if > 0). */
+mav_err mav__rows_check(const mav_rows *r, const char *op, int64_t id_limit, int64_t seq_limit);
 
 #endif

@@ -14,6 +14,7 @@ struct mav_runtime {
   const char *isa;
   int threads;
   mav_graph *capture; /* open capture, or NULL; borrowed */
+  uint64_t captures;  /* begun so far: the open one's number */
   int64_t device_live, device_max;
   void *arena; /* planned memory of all graphs; its contents are dead between launches */
   size_t arena_bytes;

@@ -22,7 +22,9 @@ typedef struct mav__buffer {
   bool read_only;
   mav_graph *graph; /* PLANNED: the capture it belongs to (borrowed, for identity only) */
   int64_t plan;     /* PLANNED: its index there */
-  int64_t index_bound; /* PLANNED: its i32 values are indices below this; 0: unknown */
+  bool is_rows;          /* the memory of a mav_rows */
+  uint64_t written_in;   /* the capture (its number) that last wrote it; 0: none */
+  int64_t index_bound;   /* written in a capture: its i32 values are indices below this; 0: unknown */
 } mav__buffer;
 
 mav_err mav__buffer_new(mav__buffer **out, mav_runtime *rt, mav__buffer_kind kind, size_t bytes, bool zero, const char *op);

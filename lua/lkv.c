@@ -9,6 +9,8 @@
 ---A paged KV cache.
 ---@class mav.Kv
 ---@field layers integer
+---@field sequences integer most at a time
+---@field dtype string of keys and values
 ---@field pages_free integer of the scarcest kind of layer
 ---@field pages_live integer over all kinds of layers; 0 when no sequence is left
 local Kv = {}
@@ -143,6 +145,8 @@ static int kv_index(lua_State *L) {
     return 1;
   }
   if (!strcmp(key, "layers")) return lua_pushinteger(L, mav_kv_layers(u->p)), 1;
+  if (!strcmp(key, "sequences")) return lua_pushinteger(L, mav_kv_sequences(u->p)), 1;
+  if (!strcmp(key, "dtype")) return lua_pushstring(L, mav_dtype_name(mav_kv_dtype(u->p))), 1;
   return 0;
 }
 

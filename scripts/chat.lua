@@ -19,7 +19,7 @@ local function options()
   cli.model_options(p)
   p:option("--system", "a system message to begin with"):argname("TEXT")
   p:option("--context", "most tokens of the whole conversation"):argname("N"):convert(cli.integer(16)):default("4096")
-  p:option("--max-tokens", "most tokens of an answer"):argname("N"):convert(cli.integer(1)):default("1024")
+  p:option("--max-tokens", "most tokens of an answer"):argname("N"):convert(cli.integer(1, 1 << 30)):default("1024")
   cli.sample_options(p)
   p:option("--kv", "type of the cache"):argname("TYPE"):convert(cli.choice("f32", "bf16")):default("f32")
   return p
@@ -44,7 +44,8 @@ function Chat:question_ids(text)
     return self.template.encode(tok, list, { add_generation_prompt = true }), question
   end
   local ids = self.template.encode(tok, { question }, { begin = false, add_generation_prompt = true })
-  if s.stopped ~= "eos" then table.insert(ids, 1, tok:find("<|eot|>")) end -- the answer was cut short: close its turn
+  local eot = tok:find("<|eot|>")
+  if s.ids[#s] ~= eot then table.insert(ids, 1, eot) end -- the answer was cut short: close its turn
   return ids, question
 end
 
@@ -114,6 +115,8 @@ local function run(arg)
   local chain = cli.chain(args)
   local model = cli.load(args)
   if not model.tokenizer then cli.fail("%s", tostring(model.tokenizer_error)) end
+  local positions = model.config.positions
+  if args.context and args.context > positions then cli.fail("--context %d: the model has %d positions", args.context, positions) end
   local s <close> = model:session { sample = chain, kv_dtype = args.kv, context = args.context }
   local chat = setmetatable({ model = model, session = s, system = args.system, max_tokens = args.max_tokens,
     template = require("mav.maverick").chat_template }, Chat)

@@ -14,7 +14,7 @@ local function options()
     p:option("--prompt", "the text to continue; special tokens in it count as such"):argname("TEXT"),
     p:option("--prompt-file", "read it from a file; -: from stdin"):argname("FILE"),
     p:option("--ids", "continue these token ids, as they are"):argname("1,2,3"):convert(cli.ids))
-  p:option("--max-tokens", "most tokens to add"):argname("N"):convert(cli.integer(0)):default("256")
+  p:option("--max-tokens", "most tokens to add"):argname("N"):convert(cli.integer(0, 1 << 30)):default("256")
   cli.sample_options(p)
   p:option("--logprobs", "log probabilities of each token and of the N best"):argname("N"):convert(cli.integer(1, 1024))
   p:option("--stop", "end before this text; may be repeated"):argname("TEXT"):count("*")
@@ -48,7 +48,9 @@ local function run(arg)
   local chain = cli.chain(args, { logprobs = args.logprobs })
   local model = cli.load(args)
   local ids = prompt_ids(model, args)
-  local s <close> = model:session { sample = chain, kv_dtype = args.kv, context = #ids + args.max_tokens + 1 }
+  local positions = model.config.positions
+  if #ids > positions then cli.fail("the prompt has %d tokens; the model has %d positions", #ids, positions) end
+  local s <close> = model:session { sample = chain, kv_dtype = args.kv, context = math.min(#ids + args.max_tokens + 1, positions) }
   local out, texts, logprobs = {}, {}, {}
   local function on_token(id, entry)
     out[#out + 1] = id

@@ -55,6 +55,7 @@ local function run(arg)
     ids, err = model:encode(args.prompt)
     if not ids then cli.fail("%s", tostring(err)) end
   end
+  if #ids == 0 then cli.fail("the prompt is empty") end
   for i, id in ipairs(ids) do
     if id >= model.config.vocab then cli.fail("id %d is %d; the vocabulary ends at %d", i, id, model.config.vocab - 1) end
   end

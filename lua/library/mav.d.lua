@@ -241,6 +241,8 @@ function Graph:profile() end
 ---A paged KV cache.
 ---@class mav.Kv
 ---@field layers integer
+---@field sequences integer most at a time
+---@field dtype string of keys and values
 ---@field pages_free integer of the scarcest kind of layer
 ---@field pages_live integer over all kinds of layers; 0 when no sequence is left
 local Kv = {}
@@ -651,7 +653,7 @@ function Ops.top_p_mask(args) end
 ---@return mav.Tensor y
 function Ops.min_p_mask(args) end
 
----Draws one id per row from softmax(x): argmax(x + g) with Gumbel noise g keyed by (seed, the sequence's key, position + 1, id), so the same seed gives the same text however the rows are batched or drafted.
+---Draws one id per row from softmax(x): argmax(x + g) with Gumbel noise g keyed by (seed, the sequence's key, position + 1, id), so the same seed gives the same text however the rows are batched or drafted. A row without a finite value gives 0.
 ---- x: (T, V) f32; logits, filtered or not
 ---- rows: positions and sequences
 ---- kv: any layer of the cache: holds the sequences' keys

@@ -95,9 +95,9 @@ function cli.read_file(path)
   if path == "-" then return io.read("a") end
   local file, err = io.open(path, "rb")
   if not file then cli.fail("%s", err) end
-  local text = file:read("a")
+  local text, reason = file:read("a")
   file:close()
-  if not text then cli.fail("%s: cannot be read", path) end
+  if not text then cli.fail("%s: %s", path, reason) end
   return text
 end
 
@@ -123,7 +123,7 @@ function cli.model_options(parser, device)
   parser:option("--dtype", "fp8: quantize linear layers while loading; bf16, f32: convert (default: as stored)"):argname("TYPE")
     :convert(cli.choice("fp8", "bf16", "f32"))
   parser:option("--device", "ref, cpu or auto"):argname("NAME"):convert(cli.choice("ref", "cpu", "auto")):default("auto")
-  parser:option("--threads", "threads of the cpu team (default: one per processor)"):argname("N"):convert(cli.integer(1, 1024))
+  parser:option("--threads", "threads of the cpu team (default: one per processor)"):argname("N"):convert(cli.integer(1, 256))
 end
 
 function cli.model_dir(args)

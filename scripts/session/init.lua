@@ -13,7 +13,7 @@ local stats = require "mav.session.stats"
 local stop_strings = require "mav.session.stop_strings"
 
 local PREFILL_ROWS = 512
-local SEQUENCES, SHARED_SEQUENCES = 4, 64 -- of our own cache: one and its forks; of a shared one: the default of mav.kv
+local SEQUENCES = 4 -- of our own cache: one and its forks
 local CONTEXT_DEFAULT = 4096
 local IDS_RESERVED_MAX = 1 << 16
 local MAX_TOKENS_DEFAULT = 256
@@ -72,12 +72,13 @@ function session.new(model, options)
   if math.type(context) ~= "integer" or context < 1 then error("model:session: context must be a positive integer", 2) end
   local self = setmetatable({ model = model, chain = sample, context = context, length = 0, graphs = {},
     ids = reserved(math.min(context, IDS_RESERVED_MAX)), times = stats.new(), fused = options.fused, key = options.key or 0 }, Session)
+  if options.kv and options.kv_dtype then error("model:session: give kv or kv_dtype, not both", 2) end
   self.kv = options.kv or assert(model:kv { tokens = context, context_max = context, sequences = SEQUENCES, dtype = options.kv_dtype })
-  self.kv_dtype = options.kv_dtype or "f32"
+  self.kv_dtype = self.kv.dtype
   self.seq = assert(self.kv:sequence { key = self.key })
   self.state = { kv = self.kv:layer(1), runtime = model.runtime }
   if sample.needs.seen then
-    self.state.seen = mav.zeros { options.kv and SHARED_SEQUENCES or SEQUENCES, model.config.vocab, dtype = "u8", runtime = model.runtime }
+    self.state.seen = mav.zeros { self.kv.sequences, model.config.vocab, dtype = "u8", runtime = model.runtime }
   end
   return self
 end

@@ -187,6 +187,20 @@ static void test_computed_indices(void **state) {
   assert_int_equal(mav_op_call(rt, mav_op_find("gather"), good), MAV_OK);
   assert_int_equal(mav_graph_end(g), MAV_OK);
   assert_int_equal(mav_graph_launch(g), MAV_OK);
+  mav_graph_release(g);
+
+  /* The same through memory of the caller's: the values the host sees now are not those the op will read. */
+  mav_tensor *mine, *wide = zeros(1000);
+  assert_int_equal(mav_tensor_new(&mine, rt, MAV_DTYPE_I32, 1, (int64_t[]){1}), MAV_OK);
+  mav_tensor *wide2;
+  assert_int_equal(mav_tensor_reshape(&wide2, wide, 2, (int64_t[]){1, 1000}), MAV_OK);
+  assert_int_equal(mav_graph_begin(&g, rt, rows), MAV_OK);
+  mav_arg into[MAV_ARGS_MAX] = {{.given = true, .tensor = wide2}, {.given = true, .tensor = mine}};
+  assert_int_equal(mav_op_call(rt, mav_op_find("argmax"), into), MAV_OK); /* below 1000 */
+  mav_arg late[MAV_ARGS_MAX] = {{.given = true, .tensor = x}, {.given = true, .tensor = mine}};
+  assert_int_equal(mav_op_call(rt, mav_op_find("gather"), late), MAV_ERR_RANGE); /* x has 8 rows */
+  mav_graph_abort(g);
+  mav_tensor_release(mine), mav_tensor_release(wide), mav_tensor_release(wide2);
   mav_tensor *all[] = {x, far, cast[2].tensor, best[1].tensor, good[2].tensor};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) mav_tensor_release(all[i]);
   mav_graph_release(g), mav_rows_release(rows);

@@ -131,6 +131,45 @@ static void test_chunked_layers_drop_old_blocks(void **state) {
   mav_kv_release(kv);
 }
 
+static void test_rows_that_cannot_be_served(void **state) {
+  (void)state;
+  mav_kv *kv = make(64, 2, NULL, 1);
+  mav_rows *rows;
+  int a;
+  assert_int_equal(mav_rows_new(&rows, rt, 2), MAV_OK);
+  assert_int_equal(mav_kv_sequence_new(kv, 0, &a), MAV_OK);
+  append(kv, a, 3, 1);
+  assert_int_equal(mav_kv_sequence_reserve(kv, a, 2), MAV_OK);
+  assert_int_equal(mav_kv_sequence_commit(kv, a, INT64_MAX), MAV_ERR_STATE);
+  assert_int_equal(mav_kv_sequence_reserve(kv, a, INT64_MAX), MAV_ERR_FULL);
+  mav_rows_set(rows, 0, 1, a, 3, -1, -1), mav_rows_set(rows, 1, 1, a, 4, 0, -1);
+  assert_int_equal(mav__rows_check(rows, "test", 0, 0), MAV_OK);
+  assert_int_equal(mav__kv_check_rows(kv, rows, "test"), MAV_OK);
+  mav_rows_set(rows, 0, 1, a, 1000000, -1, 3), mav_rows_set(rows, 1, 1, a, 1000001, 0, 4); /* a child whose parent moves away */
+  mav_rows_set(rows, 0, 1, a, 3, -1, -1);
+  assert_int_equal(mav__rows_check(rows, "test", 0, 0), MAV_ERR_INVALID);
+  mav_rows_set(rows, 1, 1, a, 3, -1, -1); /* siblings in one slot */
+  assert_int_equal(mav__rows_check(rows, "test", 0, 0), MAV_OK);
+  assert_int_equal(mav__kv_check_rows(kv, rows, "test"), MAV_ERR_INVALID);
+  mav_rows_set(rows, 1, 1, a, 3, -1, 4);
+  assert_int_equal(mav__kv_check_rows(kv, rows, "test"), MAV_OK);
+  mav_rows_set(rows, 1, 1, a, 3, -1, 5); /* not reserved */
+  assert_int_equal(mav__kv_check_rows(kv, rows, "test"), MAV_ERR_STATE);
+  mav_rows_release(rows);
+  mav_kv_release(kv);
+}
+
+static void test_groups_have_floors_of_their_own(void **state) {
+  (void)state;
+  const int32_t chunk[] = {16, 64};
+  mav_kv *kv = make(2048, 1, chunk, 2);
+  int a;
+  assert_int_equal(mav_kv_sequence_new(kv, 0, &a), MAV_OK);
+  for (int i = 0; i < 100; i++) append(kv, a, 16, 1);
+  assert_int_equal(mav_kv_pages_live(kv), 1 + 4); /* the block before the current one, of either size */
+  mav_kv_release(kv);
+}
+
 /* What the cache should hold, kept plainly: the value of every slot of every sequence. */
 #define SEQUENCES 6
 #define CONTEXT 300
@@ -182,6 +221,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_options),  cmocka_unit_test(test_fork_and_copy_on_write),         cmocka_unit_test(test_truncate),
       cmocka_unit_test(test_full),     cmocka_unit_test(test_chunked_layers_drop_old_blocks), cmocka_unit_test(test_random_life),
+      cmocka_unit_test(test_rows_that_cannot_be_served), cmocka_unit_test(test_groups_have_floors_of_their_own),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }
