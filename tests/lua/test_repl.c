@@ -74,6 +74,23 @@ static int end(session *s) {
   return status;
 }
 
+/* Ctrl-D until the program is gone: the editor may still be changing the terminal's mode when the first one arrives, which then
+ * becomes a character of the line (Ctrl-U clears it). */
+static int leave(session *s) {
+  int status = 0;
+  char rest[4096];
+  for (int tries = 0; tries < 100; tries++) {
+    if (write(s->fd, "\x15\x04", 2) < 0) break;
+    struct pollfd p = {.fd = s->fd, .events = POLLIN};
+    ssize_t n = 1;
+    while (n > 0 && poll(&p, 1, 200) > 0) n = read(s->fd, rest, sizeof rest);
+    if (n <= 0) break;
+  }
+  waitpid(s->pid, &status, 0);
+  close(s->fd);
+  return status;
+}
+
 static void history_path(char *path, size_t bytes) { snprintf(path, bytes, "%s/mav/history", directory); }
 
 static void test_session(void **state) {
@@ -97,8 +114,7 @@ static void test_session(void **state) {
   type(&s, "local mav = require 'mav' print(mav.version .. '!')\n");
   expect(&s, "\n0.");
   expect(&s, "> ");
-  type(&s, "\x04");
-  assert_int_equal(end(&s), 0);
+  assert_int_equal(leave(&s), 0);
 }
 
 static void test_interrupt(void **state) {
@@ -139,8 +155,7 @@ static void test_completion(void **state) {
   expect(&s, "\nok");
   assert_null(strstr(s.text, "never"));
   expect(&s, "> ");
-  type(&s, "\x04");
-  assert_int_equal(end(&s), 0);
+  assert_int_equal(leave(&s), 0);
 }
 
 static void test_history(void **state) {
@@ -156,15 +171,13 @@ static void test_history(void **state) {
   type(&s, "'first ' .. 'line'\n");
   expect(&s, "\nfirst line");
   expect(&s, "> ");
-  type(&s, "\x04");
-  assert_int_equal(end(&s), 0);
+  assert_int_equal(leave(&s), 0);
   begin(&s);
   expect(&s, "> ");
   type(&s, "\x10\n"); /* Ctrl-P: the line before */
   expect(&s, "\nfirst line");
   expect(&s, "> ");
-  type(&s, "\x04");
-  assert_int_equal(end(&s), 0);
+  assert_int_equal(leave(&s), 0);
 }
 
 int main(int argc, char **argv) {
