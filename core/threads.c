@@ -5,6 +5,10 @@
  *
  *   worker: wait for job to change -> run fn -> arrive at the final barrier -> wait again
  *
+ * A barrier waits for every thread, and another program may have taken one's processor. When a run was mostly such waiting, the
+ * next ones are done by the caller alone, for twice as long each time it happens again: results do not depend on the number of
+ * threads. A run that goes well forgets it.
+ *
  * Frees nothing that a worker may still read: free joins first. Scratch is reserved address space, backed when touched.
  */
 #define _GNU_SOURCE
@@ -21,16 +25,20 @@
 #define SCRATCH_BYTES ((size_t)1 << 30)
 #define SPIN_NS_BARRIER 20000  /* a barrier inside a graph */
 #define SPIN_NS_JOB 200000     /* between two steps of a decode loop */
+#define ALONE_MIN 32           /* runs that the caller does alone after one that was mostly waiting */
+#define ALONE_MAX 4096
 
 struct mav__threads {
   mavk_team team; /* first: relax and wake get it back by address */
   void *base; /* the allocation */
-  int started;
+  int count, started;
   pthread_t *thread;
   mavk_thread *member;
   _Alignas(64) _Atomic uint32_t job; /* grows by one per run */
   _Atomic int32_t sleepers;
   _Atomic bool stop;
+  _Atomic int64_t stalled_ns; /* parked at barriers, by all threads, in this run */
+  int32_t alone, alone_next;  /* runs still to be done by the caller alone; how many the next time */
   mav__threads_fn *fn;
   void *arg;
 };
@@ -38,23 +46,28 @@ struct mav__threads {
 static void futex_wait(_Atomic uint32_t *word, uint32_t value) { syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0); }
 static void futex_wake(_Atomic uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1 << 30, NULL, NULL, 0); }
 
-/* Waits for *word to leave `value`: spins, then parks. */
-static void wait_change(mav__threads *t, _Atomic uint32_t *word, uint32_t value, int64_t spin_ns) {
-  int64_t start = 0;
+/* Waits for *word to leave `value`: spins, then parks. Returns how long it was parked. */
+static int64_t wait_change(mav__threads *t, _Atomic uint32_t *word, uint32_t value, int64_t spin_ns) {
+  int64_t start = 0, now = 0;
   for (int i = 1;; i++) {
-    if (atomic_load_explicit(word, memory_order_acquire) != value) return;
+    if (atomic_load_explicit(word, memory_order_acquire) != value) return 0;
     _mm_pause();
     if (i % 64) continue;
-    int64_t now = mav_now_ns();
+    now = mav_now_ns();
     if (!start) start = now;
     if (now - start > spin_ns) break;
   }
   atomic_fetch_add(&t->sleepers, 1);
   while (atomic_load(word) == value) futex_wait(word, value);
   atomic_fetch_sub(&t->sleepers, 1);
+  return mav_now_ns() - now;
 }
 
-static void relax(mavk_team *team, uint32_t round) { wait_change((mav__threads *)team, &team->round, round, SPIN_NS_BARRIER); }
+static void relax(mavk_team *team, uint32_t round) {
+  mav__threads *t = (mav__threads *)team;
+  int64_t parked = wait_change(t, &team->round, round, SPIN_NS_BARRIER);
+  if (parked) atomic_fetch_add_explicit(&t->stalled_ns, parked, memory_order_relaxed);
+}
 
 static void wake(mavk_team *team) {
   mav__threads *t = (mav__threads *)team;
@@ -68,6 +81,7 @@ static void *worker(void *arg) {
   for (uint32_t seen = 0;; seen++) {
     wait_change(t, &t->job, seen, SPIN_NS_JOB);
     if (atomic_load(&t->stop)) return NULL;
+    self->phase = 0;
     t->fn(t->arg, self);
     mavk_phase(self);
   }
@@ -87,7 +101,8 @@ mav_err mav__threads_new(mav__threads **out, mav_runtime *rt, int count) {
   mav__threads *t = (mav__threads *)(((uintptr_t)base + 63) & ~(uintptr_t)63);
   t->base = base;
   *out = t;
-  t->team.count = count;
+  t->count = t->team.count = count;
+  t->alone_next = ALONE_MIN;
   t->team.relax = relax;
   t->team.wake = wake;
   t->thread = mav__alloc((size_t)count * sizeof *t->thread);
@@ -111,7 +126,7 @@ void mav__threads_free(mav__threads *t) {
   atomic_fetch_add(&t->job, 1);
   futex_wake(&t->job);
   for (int i = 1; i <= t->started; i++) pthread_join(t->thread[i], NULL);
-  for (int i = 0; t->member && i < t->team.count; i++)
+  for (int i = 0; t->member && i < t->count; i++)
     if (t->member[i].scratch) munmap(t->member[i].scratch, SCRATCH_BYTES);
   if (t->team.shared) munmap(t->team.shared, SCRATCH_BYTES);
   mav__free(t->thread);
@@ -119,13 +134,31 @@ void mav__threads_free(mav__threads *t) {
   mav__free(t->base);
 }
 
+/* Was the run mostly waiting for a thread that had no processor? */
+static void judge(mav__threads *t, int64_t ns) {
+  if (atomic_load_explicit(&t->stalled_ns, memory_order_relaxed) * 2 > ns) {
+    t->alone = t->alone_next;
+    t->alone_next = t->alone_next < ALONE_MAX ? 2 * t->alone_next : ALONE_MAX;
+  } else {
+    t->alone_next = ALONE_MIN;
+  }
+}
+
 void mav__threads_run(mav__threads *t, mav__threads_fn *fn, void *arg) {
+  const bool together = t->count > 1 && t->alone == 0;
+  const int64_t start = together ? mav_now_ns() : 0;
+  if (t->alone) t->alone--;
   t->fn = fn;
   t->arg = arg;
-  if (t->team.count > 1) {
+  t->team.count = together ? t->count : 1;
+  t->member[0].phase = 0;
+  for (int i = 0; i < MAVK_COUNTERS; i++) atomic_store_explicit(&t->team.counter[i].next, 0, memory_order_relaxed);
+  if (together) {
+    atomic_store_explicit(&t->stalled_ns, 0, memory_order_relaxed);
     atomic_fetch_add(&t->job, 1);
     if (atomic_load(&t->sleepers)) futex_wake(&t->job);
   }
   fn(arg, &t->member[0]);
   mavk_phase(&t->member[0]);
+  if (together) judge(t, mav_now_ns() - start);
 }

@@ -44,13 +44,14 @@ static inline int64_t mavk_claim(mavk_thread *t) {
 static inline void mavk_phase(mavk_thread *t) {
   mavk_team *m = t->team;
   uint32_t next = (t->phase + 1) % MAVK_COUNTERS, clean = (t->phase + 2) % MAVK_COUNTERS;
+  const int count = m->count; /* before arriving: the runner may change it once all have */
   t->phase = next;
-  if (m->count == 1) {
+  if (count == 1) {
     atomic_store_explicit(&m->counter[clean].next, 0, memory_order_relaxed);
     return;
   }
   uint32_t round = atomic_load_explicit(&m->round, memory_order_relaxed);
-  if (atomic_fetch_add_explicit(&m->arrived, 1, memory_order_acq_rel) == m->count - 1) {
+  if (atomic_fetch_add_explicit(&m->arrived, 1, memory_order_acq_rel) == count - 1) {
     atomic_store_explicit(&m->arrived, 0, memory_order_relaxed);
     atomic_store_explicit(&m->counter[clean].next, 0, memory_order_relaxed);
     atomic_store_explicit(&m->round, round + 1, memory_order_release);
