@@ -109,7 +109,7 @@ local function print_table(r)
   print(("model %s, dtype %s, %s %s, %d threads, memory %.1f GB/s"):format(r.model, r.dtype, r.device, r.isa, r.threads,
     r.bandwidth_gb_per_s))
   local d = r.decode
-  local share = d.bytes_per_step < SHARE_BYTES_MIN and "from caches" or ("%.0f%% of the memory's"):format(100 * d.bandwidth_share)
+  local share = ("%.0f%% of the memory's%s"):format(100 * d.bandwidth_share, d.bytes_per_step < SHARE_BYTES_MIN and " (from caches)" or "")
   print(("decode   %9.1f tokens/s   %9.1f us a step (p99 %.1f)   %.2f MB a step   %.2f GB/s, %s   Lua %.2f us"):format(
     d.tokens_per_s, d.us_per_step, d.us_per_step_p99, d.bytes_per_step / 1e6, d.gb_per_s, share, r.lua_us_per_step))
   for _, n in ipairs(ROWS) do
