@@ -193,7 +193,8 @@ static mav_err check_op(call *c) {
       if (dim(c, 'N') % dim(c, 'C') || h < 1)
         return FAIL(c, SHAPE, "N = %lld is not (H + 2K) C with K = %lld, C = %lld", (long long)dim(c, 'N'), (long long)dim(c, 'K'),
                     (long long)dim(c, 'C'));
-      if (h % dim(c, 'K')) return FAIL(c, SHAPE, "%lld query heads do not share %lld kv heads evenly", (long long)h, (long long)dim(c, 'K'));
+      if (h % dim(c, 'K'))
+        return FAIL(c, SHAPE, "%lld query heads do not share %lld kv heads evenly", (long long)h, (long long)dim(c, 'K'));
       if (bound(c, 'R') && 2 * dim(c, 'R') != dim(c, 'C'))
         return FAIL(c, SHAPE, "rope has %lld frequencies; expected C/2 = %lld", (long long)dim(c, 'R'), (long long)dim(c, 'C') / 2);
       if (!(number(c, "floor_scale") > 0)) return FAIL(c, RANGE, "floor_scale must be above 0");
@@ -251,8 +252,13 @@ static mav_err check_op(call *c) {
 
 /* An op whose results may be written over an operand: element i depends on element i alone. */
 static bool is_elementwise(const call *c) {
-  const char *s = c->desc->arg[c->desc->args - 1].shape;
-  return c->op >= MAVK_OP_neg && c->op <= MAVK_OP_equal && s && (*s == '=' || strchr(s, '|'));
+  for (int i = 0; i < c->desc->args; i++) {
+    const char *s = c->desc->arg[i].shape;
+    if (!s) continue;
+    const bool any = !strcmp(s, "*") || *s == '=' || strchr(s, '|');
+    if (!any || c->desc->arg[i].kind == MAV_ARG_WEIGHT) return false;
+  }
+  return true;
 }
 
 static mav_err check_overlap(call *c, const mav_arg_desc *d, const mav_tensor *out) {
@@ -261,7 +267,9 @@ static mav_err check_overlap(call *c, const mav_arg_desc *d, const mav_tensor *o
     if (o->kind > MAV_ARG_WEIGHT || !c->args[i].given || o == d) continue;
     const mav_tensor *t = c->args[i].tensor;
     if (t->buffer != out->buffer) continue;
-    if (is_elementwise(c) && t->offset == out->offset && mav_tensor_count(t) == mav_tensor_count(out) && mav_tensor_is_contiguous(t)) continue;
+    if (is_elementwise(c) && t->dtype == out->dtype && t->offset == out->offset && mav_tensor_count(t) == mav_tensor_count(out) &&
+        mav_tensor_is_contiguous(t))
+      continue;
     int64_t a = t->offset, b = out->offset, na = 1, nb = mav_tensor_count(out); /* extents in elements */
     for (int k = 0; k < t->dims; k++) na += (t->shape[k] - 1) * t->stride[k];
     size_t et = mav_dtype_bytes(t->dtype), eo = mav_dtype_bytes(out->dtype);
@@ -306,7 +314,8 @@ static mav_err make_result(call *c, const mav_arg_desc *d, mav_arg *a) {
     if (t->dims != dims || memcmp(t->shape, shape, sizeof(int64_t) * (size_t)dims))
       return FAIL(c, SHAPE, "%s has shape %s; the result has %s", d->name, mav__shape_text(have, sizeof have, t->dims, t->shape),
                   mav__shape_text(want, sizeof want, dims, shape));
-    if (c->op == MAVK_OP_cast && t->dtype != (mav_dtype)number(c, "dtype")) return FAIL(c, DTYPE, "%s does not have the dtype asked for", d->name);
+    if (c->op == MAVK_OP_cast && t->dtype != (mav_dtype)number(c, "dtype"))
+      return FAIL(c, DTYPE, "%s does not have the dtype asked for", d->name);
     MAV_TRY(check_overlap(c, d, t));
     return note_write(c, d, t);
   }
@@ -338,11 +347,11 @@ static mav_err check_values(call *c) {
     const mav_arg_desc *d = &c->desc->arg[i];
     if (d->kind != MAV_ARG_INDEX || !c->args[i].given) continue;
     const mav__buffer *b = c->args[i].tensor->buffer;
-    if (g && (b->kind == MAV__BUFFER_PLANNED || b->written_in == c->rt->captures)) { /* known only later: its maker must promise the bound */
-      const int64_t bound = b->index_bound;
+    if (g && (b->kind == MAV__BUFFER_PLANNED || b->written_in == c->rt->captures)) {
+      const int64_t bound = b->index_bound; /* the values are known only later: their maker must promise it */
       if (bound > 0 && bound <= dim(c, *d->limit)) continue;
-      return FAIL(c, RANGE, "%s is computed inside the capture by an op that does not keep it below %lld; use argmax, topk, router or sample",
-                  d->name, (long long)dim(c, *d->limit));
+      return FAIL(c, RANGE, "%s is computed in the capture by an op that does not keep it below %lld; use argmax, topk, router, sample", d->name,
+                  (long long)dim(c, *d->limit));
     }
     mav__launch_check index = {.op = c->desc->name, .index = c->args[i].tensor, .id_limit = dim(c, *d->limit)};
     MAV_TRY(g ? mav__graph_check_at_launch(g, index) : mav__check_now(c->rt, &index));
@@ -370,7 +379,8 @@ static mav_err check_scratch(call *c) {
     const mav_tensor *w = c->args[i].tensor;
     const double rows = (double)dim(c, 'T') * (double)(dim(c, 'A') > 1 ? dim(c, 'A') : 1), K = (double)w->shape[w->dims - 1] + 128;
     if (rows * K * 4 > ROWS_BYTES_MAX)
-      return FAIL(c, RANGE, "%.0f rows of %.0f columns are too many for one call; feed at most %.0f", rows, K - 128, ROWS_BYTES_MAX / K / 4);
+      return FAIL(c, RANGE, "%.0f rows of %.0f columns are too many for one call; feed at most %.0f", rows, K - 128,
+                  ROWS_BYTES_MAX / K / 4);
   }
   const bool one_row = c->op == MAVK_OP_quantize || (c->op >= MAVK_OP_penalize && c->op <= MAVK_OP_sample) || c->op == MAVK_OP_topk;
   const int64_t columns = dim(c, 'N') + dim(c, 'D') + dim(c, 'V');
