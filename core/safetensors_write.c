@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "err.h"
 #include "file.h"
@@ -121,7 +122,11 @@ mav_err mav_safetensors_write(const char *path, int count, const char *const *na
   mav_err err = MAV_OK;
   text header = {0};
   mav__writer w = {.fd = -1};
+  struct stat st;
   if (count < 0) return MAV_FAIL(diag, INVALID, OP, "%s: %d tensors", where, count);
+  if (!*path) return MAV_FAIL(diag, INVALID, OP, "the file has no name");
+  if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode)) /* the rename would put a file in its place */
+    return MAV_FAIL(diag, IO, OP, "%s: exists and is not a regular file", where);
   item *items = mav__alloc(((size_t)count + 1) * sizeof *items);
   if (!items) MAV_GOTO(MAV_FAIL(diag, NOMEM, OP, "%s: out of memory", where));
   for (int i = 0; i < count; i++) {

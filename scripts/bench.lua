@@ -125,6 +125,9 @@ local function run(arg)
   local model = cli.load(args)
   local rt = model.runtime
   local bandwidth = model:measure_bandwidth()
+  if args.context > model.config.positions then
+    cli.fail("--context %d: the model has %d positions", args.context, model.config.positions)
+  end
   local s <close> = model:session { sample = chain {}, kv_dtype = args.kv, context = args.context + 4096 }
   s:append(random_ids(model, args.context))
   local decode, lua_us = bench_decode(model, s, args)

@@ -51,7 +51,8 @@ end
 
 function Chat:answer(text)
   local s, parts = self.session, {}
-  local ids, question = self:question_ids(text)
+  local sound, ids, question = pcall(self.question_ids, self, text)
+  if not sound then return io.stderr:write(tostring(ids), "\n") end -- not UTF-8: the conversation goes on
   local before = #s
   -- the host turns Ctrl-C into an error; what was said so far stays in the session
   local ok, err = pcall(function()

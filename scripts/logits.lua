@@ -29,6 +29,7 @@ local function compute(model, ids, args)
   local seq <close> = assert(kv:sequence {})
   local out = { logits = mav.zeros { T, c.vocab, dtype = "f32", runtime = rt } }
   if args.hidden then out.hidden = mav.zeros { c.layers + 1, T, c.hidden, dtype = "f32", runtime = rt } end
+  local taps = 0
   for first = 1, T, ROWS do
     local count = math.min(ROWS, T - first + 1)
     local rows = mav.rows(count, { runtime = rt })
@@ -36,18 +37,21 @@ local function compute(model, ids, args)
     assert(seq:reserve(count))
     local function tap(name, layer, t)
       if name ~= "embed" and name ~= "hidden" then return end
+      taps = taps + count
       out.hidden:select(1, layer + 1):slice(1, first, first + count - 1):copy_from(t)
     end
     local logits = model:forward(rows, kv, { fused = not args.unfused, tap = args.hidden and tap or nil })
     out.logits:slice(1, first, first + count - 1):copy_from(logits)
     assert(seq:commit(count))
   end
+  if args.hidden and taps ~= (c.layers + 1) * T then cli.fail("--hidden: this forward pass does not call options.tap for every layer") end
   return out
 end
 
 local function run(arg)
   local args = cli.parse(options(), arg)
   if not args.ids and not args.prompt then cli.fail("give --ids or a --prompt (see --help)") end
+  if args.output == "" then cli.fail("--output: the file has no name") end
   local model = cli.load(args)
   local ids = args.ids
   if not ids then

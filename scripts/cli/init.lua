@@ -27,6 +27,9 @@ local function protect_texts(arg)
     if TEXTS[word] and arg[i + 1] then
       list[#list + 1] = word .. "=" .. arg[i + 1]
       i = i + 1
+    elseif word:find "^%-%-" and (arg[i + 1] or ""):find "^%-[%d.]" then -- a negative number
+      list[#list + 1] = word .. "=" .. arg[i + 1]
+      i = i + 1
     elseif word:find "^%-[^=]*%s" then
       words[#words + 1] = word
     else
@@ -170,7 +173,7 @@ function cli.sample_options(parser)
   parser:option("--repetition-penalty", "above 1: ids that occurred become less likely"):argname("X"):convert(cli.number)
   parser:option("--logit-bias", "add VALUE to a token's logit; -inf forbids it; may be repeated"):argname("ID=VALUE"):count("*")
     :convert(bias)
-  parser:option("--seed", "of the noise; the same seed gives the same text"):argname("N"):convert(cli.integer(0))
+  parser:option("--seed", "of the noise; the same seed gives the same text (default: 0)"):argname("N"):convert(cli.integer(0))
 end
 
 --- The chain of the options; wrong values fail by name.
