@@ -106,7 +106,7 @@ mav_err mav_tensor_quantize_into(mav_tensor *dst, mav_tensor *src) {
   mav_runtime *rt = dst->buffer->rt;
   if (src->dims < 2) return MAV_RT_FAIL(rt, SHAPE, "tensor_quantize_into", "a weight is (N, D) or (E, N, D)");
   mav_arg args[MAV_ARGS_MAX] = {{.given = true, .tensor = src}, {.given = true, .tensor = dst}};
-  MAV_TRY(mav_op_call(rt, mav_op_find("quantize"), args));
+  MAV_TRY(mav_op_call(rt, MAVK_OP_quantize, args));
   mav_err err = mav_tensor_set_scale(dst, args[2].tensor, MAV_ACT_NONE, 0);
   mav_tensor_release(args[2].tensor);
   return err;

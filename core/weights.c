@@ -18,7 +18,6 @@
 #define INDEX_BYTES_MAX ((size_t)1 << 28)
 #define DEPTH_MAX 8
 
-
 struct mav_weights {
   int refs;
   mav_runtime *rt; /* retained */
