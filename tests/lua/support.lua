@@ -1,9 +1,10 @@
 --- What the specs of the bridge share.
 local mav = require "mav"
 
-local support = {}
+local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
+local support = dofile(here .. "/../files.lua")
 
-support.here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
+support.here = here
 support.root = support.here .. "/../.."
 support.model = support.root .. "/tests/oracle/models/maverick"
 
@@ -25,27 +26,6 @@ end
 function support.raises(text, fn, ...)
   local message = support.error(fn, ...)
   assert(message:find(text, 1, true), ("'%s' expected in: %s"):format(text, message))
-end
-
---- Path of a new temporary directory, removed when the value is closed.
-function support.directory()
-  local path = os.tmpname()
-  os.remove(path)
-  assert(os.execute("mkdir -p '" .. path .. "'"))
-  return setmetatable({ path = path }, { __close = function() os.execute("rm -rf '" .. path .. "'") end })
-end
-
-function support.write(path, text)
-  local file = assert(io.open(path, "wb"))
-  file:write(text)
-  file:close()
-end
-
-function support.read(path)
-  local file = assert(io.open(path, "rb"))
-  local text = file:read("a")
-  file:close()
-  return text
 end
 
 --- The program that runs the specs, or the host beside it.

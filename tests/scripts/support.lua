@@ -1,34 +1,13 @@
 --- Directories and checkpoints that the specs of the scripts make and break.
 local mav = require "mav"
 
-local support = {}
-
 local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
+local support = dofile(here .. "/../files.lua")
+
 support.oracle = here .. "/../oracle/"
 support.root = here .. "/../../"
 
 function support.model_dir(name) return support.oracle .. "models/" .. name end
-
-function support.read(path)
-  local file = assert(io.open(path, "rb"))
-  local text = file:read("a")
-  file:close()
-  return text
-end
-
-function support.write(path, text)
-  local file = assert(io.open(path, "wb"))
-  file:write(text)
-  file:close()
-end
-
---- A new empty directory; it is removed when the variable is closed: local dir <close> = support.directory()
-function support.directory()
-  local path = os.tmpname()
-  os.remove(path)
-  assert(os.execute("mkdir -p '" .. path .. "'"))
-  return setmetatable({ path = path }, { __close = function() os.execute("rm -rf '" .. path .. "'") end })
-end
 
 --- config.json of an oracle model, as a table to change.
 function support.config(name) return assert(mav.json.decode(support.read(support.model_dir(name) .. "/config.json"))) end
