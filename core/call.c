@@ -20,7 +20,7 @@ typedef struct call {
   const mav_op_desc *desc;
   mav_arg *args;
   mav__shapes shapes;
-  mav_rows *rows;
+  mav_rows *rows, *next; /* read; written */
   mav_kv *kv;
   mav__use uses[USES_MAX];
   int use_count;
@@ -103,6 +103,7 @@ static mav_err fill_number(call *c, const mav_arg_desc *d, const mav_arg *a) {
       memcpy(c->blob + d->offset, &t, sizeof t);
     } else {
       memcpy(c->blob + d->offset, &i, sizeof i);
+      if (!strcmp(d->name, "vocab")) return mav__shapes_bind(&c->shapes, 'V', i, d->name);
     }
   }
   return MAV_OK;
@@ -115,8 +116,8 @@ static mav_err fill_kv(call *c, const mav_arg_desc *d, mav_arg *a) {
   if (a->kv.layer < 0 || a->kv.layer >= kv->layers)
     return FAIL(c, RANGE, "%s: layer %d of a cache with %d", d->name, a->kv.layer, kv->layers);
   c->kv = kv;
-  MAV_TRY(mav__shapes_bind(&c->shapes, 'K', kv->kv_heads, d->name));
-  MAV_TRY(mav__shapes_bind(&c->shapes, 'C', kv->head_dim, d->name));
+  MAV_TRY(mav__shapes_bind(&c->shapes, 'K', kv->layer[a->kv.layer].kv_heads, d->name));
+  MAV_TRY(mav__shapes_bind(&c->shapes, 'C', kv->layer[a->kv.layer].head_dim, d->name));
   mavk_kv k = mav__kv_kernel(kv, a->kv.layer);
   memcpy(c->blob + d->offset, &k, sizeof k);
   return MAV_OK;
@@ -131,11 +132,12 @@ static mav_err fill(call *c, const mav_arg_desc *d, mav_arg *a) {
       if (!a->given && d->optional) return MAV_OK;
       if (!a->given) return FAIL(c, INVALID, "%s is missing", d->name);
       return d->kind == MAV_ARG_WEIGHT ? fill_weight(c, d, a) : fill_tensor(c, d, a);
-    case MAV_ARG_ROWS: {
+    case MAV_ARG_ROWS:
+    case MAV_ARG_ROWS_OUT: {
       if (!a->given || !a->rows) return FAIL(c, INVALID, "%s is missing", d->name);
       if (a->rows->rt != c->rt) return FAIL(c, INVALID, "%s belongs to another runtime", d->name);
-      c->rows = a->rows;
-      MAV_TRY(mav__shapes_bind(&c->shapes, 'T', a->rows->count, d->name));
+      *(d->kind == MAV_ARG_ROWS ? &c->rows : &c->next) = a->rows;
+      MAV_TRY(mav__shapes_bind(&c->shapes, d->kind == MAV_ARG_ROWS ? 'T' : *d->shape, a->rows->count, d->name));
       mavk_rows r = mav__rows_kernel(a->rows);
       memcpy(c->blob + d->offset, &r, sizeof r);
       return MAV_OK;
@@ -239,11 +241,40 @@ static mav_err check_op(call *c) {
     case MAVK_OP_penalize:
       if (!(number(c, "penalty") > 0)) return FAIL(c, RANGE, "penalty = %g; expected more than 0", number(c, "penalty"));
       return MAV_OK;
+    case MAVK_OP_sample:
+    case MAVK_OP_perturb: {
+      const double stream = c->op == MAVK_OP_perturb ? number(c, "stream") : 0;
+      if (!(number(c, "ahead") >= 0 && number(c, "ahead") <= 1 << 20)) return FAIL(c, RANGE, "ahead = %g; expected 0 to 2^20", number(c, "ahead"));
+      if (!(stream >= 0 && stream <= 15)) return FAIL(c, RANGE, "stream = %g; expected 0 to 15", stream);
+      return MAV_OK;
+    }
+    case MAVK_OP_accept_typical:
+      if (!(number(c, "epsilon") > 0) || !(number(c, "delta") > 0)) return FAIL(c, RANGE, "epsilon and delta must be above 0");
+      return MAV_OK;
+    case MAVK_OP_rows_advance:
+      if (number(c, "shift") != 0 && number(c, "shift") != -1) return FAIL(c, RANGE, "shift = %g; expected 0 or -1", number(c, "shift"));
+      /* fall through */
+    case MAVK_OP_rows_follow:
+      if (c->next->base) return FAIL(c, INVALID, "next must be a whole table, not a part of one");
+      /* fall through */
+    case MAVK_OP_rows_put:
+      if (number(c, "vocab") < 1 || number(c, "vocab") > INT32_MAX) return FAIL(c, RANGE, "vocab = %g", number(c, "vocab"));
+      return MAV_OK;
+    case MAVK_OP_last_accepted:
+      if (number(c, "trees") < 1 || number(c, "trees") > (double)dim(c, 'T'))
+        return FAIL(c, RANGE, "trees = %g; expected 1 to %lld", number(c, "trees"), (long long)dim(c, 'T'));
+      return MAV_OK;
+    case MAVK_OP_count_distinct:
+    case MAVK_OP_stamp:
+      if (!(number(c, "at") >= 0 && number(c, "at") < (double)dim(c, 'N')))
+        return FAIL(c, RANGE, "at = %g; expected 0 to %lld", number(c, "at"), (long long)dim(c, 'N') - 1);
+      return MAV_OK;
     case MAVK_OP_argmax:
     case MAVK_OP_max:
     case MAVK_OP_min:
     case MAVK_OP_softmax:
     case MAVK_OP_log_softmax:
+    case MAVK_OP_entropy:
       if (dim(c, 'N') < 1) return FAIL(c, SHAPE, "the last dimension is empty");
       return MAV_OK;
     default: return MAV_OK;
@@ -285,7 +316,10 @@ static int64_t index_bound(const call *c) {
     case MAVK_OP_argmax:
     case MAVK_OP_topk: return dim(c, 'N');
     case MAVK_OP_router: return dim(c, 'E');
-    case MAVK_OP_sample: return dim(c, 'V');
+    case MAVK_OP_sample:
+    case MAVK_OP_accept_rejection:
+    case MAVK_OP_accept_typical: return dim(c, 'V');
+    case MAVK_OP_last_accepted: return dim(c, 'T');
     default: return 0;
   }
 }
@@ -332,17 +366,57 @@ static mav_err make_result(call *c, const mav_arg_desc *d, mav_arg *a) {
   return err;
 }
 
+/* What this op will find in its rows. Those that an earlier op of the capture wrote are not there yet: then what they are made
+ * from is checked, and their ids by the promise of their maker. */
+static mav_err check_rows(call *c) {
+  mav_graph *g = c->rt->capture;
+  mav__launch_check check = {.op = c->desc->name, .rows = c->rows};
+  const mav__rows_written *w = &mav__rows_base(c->rows)->written;
+  const bool keys_only = c->op == MAVK_OP_sample || c->op == MAVK_OP_perturb || c->op == MAVK_OP_accept_rejection;
+  mav_kv *slots = c->kv && !keys_only ? c->kv : NULL;
+  if (keys_only) check.seq_limit = c->kv->sequences;
+  if (c->op == MAVK_OP_embed || c->op == MAVK_OP_penalize || c->op == MAVK_OP_mark_seen) check.id_limit = dim(c, 'V');
+  if (c->op == MAVK_OP_penalize || c->op == MAVK_OP_mark_seen) check.seq_limit = dim(c, 'Q');
+  if (!g) {
+    check.kv = slots;
+    return mav__check_now(c->rt, &check);
+  }
+  const bool moved = w->moved_in == c->rt->captures;
+  if (check.id_limit && w->ids_in == c->rt->captures && w->id_bound > check.id_limit)
+    return FAIL(c, RANGE, "the capture writes ids below %lld into the rows; they must be below %lld", (long long)w->id_bound,
+                (long long)check.id_limit);
+  if (!moved) check.kv = slots;
+  MAV_TRY(mav__graph_check_at_launch(g, check));
+  if (!moved || (!slots && !check.seq_limit)) return MAV_OK;
+  if (check.seq_limit) MAV_TRY(mav__graph_check_at_launch(g, (mav__launch_check){.op = check.op, .rows = w->source, .seq_limit = check.seq_limit}));
+  if (!slots) return MAV_OK;
+  return mav__graph_check_at_launch(g, (mav__launch_check){.op = check.op, .rows = w->source, .kv = slots, .derives = true, .ahead = w->ahead,
+                                                           .next = w->trees ? mav__rows_base(c->rows) : NULL});
+}
+
+/* A capture writes rows: later ops of it may rely on what the writer promises. */
+static mav_err note_rows(call *c) {
+  mav_graph *g = c->rt->capture;
+  if (!g) return MAV_OK;
+  mav__rows_written *w = &mav__rows_base(c->next)->written;
+  const int64_t bound = dim(c, 'V');
+  w->id_bound = w->ids_in == c->rt->captures && w->id_bound > bound ? w->id_bound : bound;
+  w->ids_in = c->rt->captures;
+  MAV_TRY(mav__graph_hold_rows(g, c->next));
+  if (c->op == MAVK_OP_rows_put) return MAV_OK;
+  const mav__rows_written from = mav__rows_base(c->rows)->written;
+  const bool again = from.moved_in == c->rt->captures;
+  w->moved_in = c->rt->captures;
+  w->source = again ? from.source : c->rows;
+  w->trees = c->op == MAVK_OP_rows_advance;
+  w->ahead = (again ? from.ahead : 0) + (w->trees ? c->next->count + (int64_t)number(c, "shift") : 0);
+  return MAV_OK;
+}
+
 /* Device values the kernel trusts. */
 static mav_err check_values(call *c) {
   mav_graph *g = c->rt->capture;
-  mav__launch_check check = {.op = c->desc->name, .rows = c->rows};
-  if (c->rows) {
-    if (c->kv && c->op != MAVK_OP_sample) check.kv = c->kv;
-    if (c->op == MAVK_OP_sample) check.seq_limit = c->kv->sequences;
-    if (c->op == MAVK_OP_embed || c->op == MAVK_OP_penalize || c->op == MAVK_OP_mark_seen) check.id_limit = dim(c, 'V');
-    if (c->op == MAVK_OP_penalize || c->op == MAVK_OP_mark_seen) check.seq_limit = dim(c, 'Q');
-    MAV_TRY(g ? mav__graph_check_at_launch(g, check) : mav__check_now(c->rt, &check));
-  }
+  if (c->rows) MAV_TRY(check_rows(c));
   for (int i = 0; i < c->desc->args; i++) {
     const mav_arg_desc *d = &c->desc->arg[i];
     if (d->kind != MAV_ARG_INDEX || !c->args[i].given) continue;
@@ -382,7 +456,7 @@ static mav_err check_scratch(call *c) {
       return FAIL(c, RANGE, "%.0f rows of %.0f columns are too many for one call; feed at most %.0f", rows, K - 128,
                   ROWS_BYTES_MAX / K / 4);
   }
-  const bool one_row = c->op == MAVK_OP_quantize || (c->op >= MAVK_OP_penalize && c->op <= MAVK_OP_sample) || c->op == MAVK_OP_topk;
+  const bool one_row = c->op == MAVK_OP_quantize || (c->op >= MAVK_OP_penalize && c->op <= MAVK_OP_accept_typical) || c->op == MAVK_OP_topk;
   const int64_t columns = dim(c, 'N') + dim(c, 'D') + dim(c, 'V');
   if (one_row && columns > 1 << 26) return FAIL(c, RANGE, "rows of %lld elements; at most 2^26", (long long)columns);
   return MAV_OK;
@@ -410,6 +484,7 @@ mav_err mav_op_call(mav_runtime *rt, int op, mav_arg *args) {
     MAV_GOTO(fill_tensor(&c, &desc->arg[i], &args[i]));
   }
   MAV_GOTO(check_values(&c));
+  if (c.next) MAV_GOTO(note_rows(&c));
   MAV_GOTO(run_or_record(&c));
   return MAV_OK;
 done:

@@ -98,7 +98,9 @@ mav_err mav__graph_hold_kv(mav_graph *g, mav_kv *kv) {
 mav_err mav__graph_check_at_launch(mav_graph *g, mav__launch_check c) {
   for (int64_t i = 0; i < g->checks.count; i++) {
     const mav__launch_check *o = &g->checks.at[i];
-    if (o->rows == c.rows && o->kv == c.kv && o->index == c.index && o->id_limit == c.id_limit && o->seq_limit == c.seq_limit) return MAV_OK;
+    if (o->rows == c.rows && o->kv == c.kv && o->index == c.index && o->id_limit == c.id_limit && o->seq_limit == c.seq_limit &&
+        o->derives == c.derives && o->ahead == c.ahead && o->next == c.next)
+      return MAV_OK;
   }
   MAV_TRY(PUSH(g, checks, c));
   if (c.index) mav_tensor_retain(c.index);
@@ -106,6 +108,7 @@ mav_err mav__graph_check_at_launch(mav_graph *g, mav__launch_check c) {
 }
 
 mav_err mav__check_now(mav_runtime *rt, const mav__launch_check *c) {
+  if (c->derives) return mav__kv_check_ahead(c->kv, c->rows, c->ahead, c->next, c->op);
   if (c->rows) MAV_TRY(mav__rows_check(c->rows, c->op, c->id_limit, c->seq_limit));
   if (c->kv) MAV_TRY(mav__kv_check_rows(c->kv, c->rows, c->op));
   if (c->index) {

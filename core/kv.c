@@ -17,12 +17,18 @@ static int32_t *table_of(const mav_kv *kv, const mav__kv_group *g, int seq) {
   return (int32_t *)mav__tensor_pointer(g->table) + (int64_t)seq * kv->stride;
 }
 
+static int heads_of(const mav_kv_options *o, int layer) { return o->layer_kv_heads ? o->layer_kv_heads[layer] : o->kv_heads; }
+static int dim_of(const mav_kv_options *o, int layer) { return o->layer_head_dim ? o->layer_head_dim[layer] : o->head_dim; }
+
 static mav_err check_options(mav_runtime *rt, const mav_kv_options *o) {
   const char *op = "kv_new";
   if (o->layers < 1 || o->layers > 4096) return MAV_RT_FAIL(rt, RANGE, op, "layers = %d; expected 1 to 4096", o->layers);
-  if (o->kv_heads < 1 || o->kv_heads > 4096) return MAV_RT_FAIL(rt, RANGE, op, "kv_heads = %d; expected 1 to 4096", o->kv_heads);
-  if (o->head_dim < 2 || o->head_dim > 1024 || o->head_dim % 2)
-    return MAV_RT_FAIL(rt, RANGE, op, "head_dim = %d; expected an even number from 2 to 1024", o->head_dim);
+  for (int i = 0; i < o->layers; i++) {
+    const int heads = heads_of(o, i), dim = dim_of(o, i);
+    if (heads < 1 || heads > 4096) return MAV_RT_FAIL(rt, RANGE, op, "layer %d: kv_heads = %d; expected 1 to 4096", i, heads);
+    if (dim < 2 || dim > 1024 || dim % 2)
+      return MAV_RT_FAIL(rt, RANGE, op, "layer %d: head_dim = %d; expected an even number from 2 to 1024", i, dim);
+  }
   if (o->dtype != MAV_DTYPE_F32 && o->dtype != MAV_DTYPE_BF16)
     return MAV_RT_FAIL(rt, DTYPE, op, "dtype %s; the cache is f32 or bf16", mav_dtype_name(o->dtype));
   if (o->tokens < 1 || o->tokens > (int64_t)1 << 31)
@@ -55,15 +61,16 @@ static mav_err group_init(mav_kv *kv, mav__kv_group *g, int32_t chunk, int64_t t
   return MAV_OK;
 }
 
-static size_t page_bytes(const mav_kv *kv) { return (size_t)(kv->kv_heads * kv->page * kv->head_dim) * mav_dtype_bytes(kv->dtype); }
+static size_t page_bytes(const mav_kv *kv, const mav__kv_layer *l) {
+  return (size_t)(l->kv_heads * kv->page * l->head_dim) * mav_dtype_bytes(kv->dtype);
+}
 
 mav_err mav_kv_new(mav_kv **out, mav_runtime *rt, const mav_kv_options *o) {
   *out = NULL;
   MAV_TRY(check_options(rt, o));
   mav_kv *kv = mav__alloc(sizeof *kv);
   if (!kv) return MAV_RT_NOMEM(rt, "kv_new");
-  *kv = (mav_kv){.refs = 1, .rt = mav_runtime_retain(rt), .layers = o->layers, .kv_heads = o->kv_heads, .head_dim = o->head_dim,
-                 .dtype = o->dtype, .sequences = o->sequences ? o->sequences : 64, .page = o->page ? o->page : 32};
+  *kv = (mav_kv){.refs = 1, .rt = mav_runtime_retain(rt), .layers = o->layers, .dtype = o->dtype, .sequences = o->sequences ? o->sequences : 64, .page = o->page ? o->page : 32};
   kv->context_max = o->context_max ? o->context_max : o->tokens;
   kv->stride = ceil_div(kv->context_max, kv->page);
   mav_err err = MAV_OK;
@@ -83,10 +90,13 @@ mav_err mav_kv_new(mav_kv **out, mav_runtime *rt, const mav_kv_options *o) {
       kv->groups++;
       MAV_GOTO(group_init(kv, &kv->group[g], chunk, o->tokens));
     }
-    size_t bytes = (size_t)kv->group[g].pages * page_bytes(kv);
-    kv->layer[i].group = g;
-    MAV_GOTO(mav__buffer_new(&kv->layer[i].k, rt, MAV__BUFFER_OWNED, bytes, true, "kv_new"));
-    MAV_GOTO(mav__buffer_new(&kv->layer[i].v, rt, MAV__BUFFER_OWNED, bytes, true, "kv_new"));
+    mav__kv_layer *l = &kv->layer[i];
+    l->group = g;
+    l->kv_heads = heads_of(o, i);
+    l->head_dim = dim_of(o, i);
+    size_t bytes = (size_t)kv->group[g].pages * page_bytes(kv, l);
+    MAV_GOTO(mav__buffer_new(&l->k, rt, MAV__BUFFER_OWNED, bytes, true, "kv_new"));
+    MAV_GOTO(mav__buffer_new(&l->v, rt, MAV__BUFFER_OWNED, bytes, true, "kv_new"));
   }
   *out = kv;
   return MAV_OK;
@@ -219,9 +229,9 @@ static mav_err page_own(mav_kv *kv, int group, int32_t *entry) {
   int32_t fresh = g->free_list[--g->free];
   g->refs[fresh] = 1;
   if (*entry >= 0) {
-    size_t n = page_bytes(kv);
     for (int i = 0; i < kv->layers; i++) {
       if (kv->layer[i].group != group) continue;
+      size_t n = page_bytes(kv, &kv->layer[i]);
       char *k = kv->layer[i].k->data, *v = kv->layer[i].v->data;
       memcpy(k + n * (size_t)fresh, k + n * (size_t)*entry, n);
       memcpy(v + n * (size_t)fresh, v + n * (size_t)*entry, n);
@@ -282,8 +292,8 @@ mavk_kv mav__kv_kernel(const mav_kv *kv, int layer) {
                    .k_scale = 1,
                    .v_scale = 1,
                    .page = kv->page,
-                   .kv_heads = kv->kv_heads,
-                   .head_dim = kv->head_dim,
+                   .kv_heads = l->kv_heads,
+                   .head_dim = l->head_dim,
                    .table = mav__tensor_pointer(kv->group[l->group].table),
                    .table_stride = kv->stride,
                    .key = mav__tensor_pointer(kv->keys)};
@@ -305,12 +315,34 @@ mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, const char *o
                          r.seq[i], (long long)s->floor, (long long)s->length);
     if (r.parent[i] < 0 && r.pos[i] < s->length && r.slot[i] == r.pos[i])
       return MAV_RT_FAIL(kv->rt, STATE, op, "row %lld would overwrite a committed position", (long long)i);
-    if (r.parent[i] >= 0 && r.slot[i] == r.pos[i] && r.slot[r.parent[i]] != r.pos[r.parent[i]])
+    const int64_t p = mavk_parent(&r, i);
+    if (p != MAVK_NO_ROW && r.slot[i] == r.pos[i] && r.slot[p] != r.pos[p])
       return MAV_RT_FAIL(kv->rt, INVALID, op, "row %lld sits at its position, but its parent does not", (long long)i);
     for (int64_t k = 0; k < i && r.n <= SAME_SLOT_ROWS; k++)
       if (r.seq[k] == r.seq[i] && r.slot[k] == r.slot[i])
         return MAV_RT_FAIL(kv->rt, INVALID, op, "rows %lld and %lld of sequence %d share slot %d; give siblings slots of their own", (long long)k,
                            (long long)i, r.seq[i], r.slot[i]);
+  }
+  return MAV_OK;
+}
+
+mav_err mav__kv_check_ahead(const mav_kv *kv, const mav_rows *rows, int64_t ahead, const mav_rows *next, const char *op) {
+  mavk_rows r = mav__rows_kernel(rows);
+  for (int64_t i = 0; i < r.n; i++) {
+    if (r.seq[i] < 0) continue;
+    mav__kv_sequence *s;
+    MAV_TRY(sequence(kv, r.seq[i], op, &s));
+    if (r.pos[i] + ahead < s->length - 1 || r.pos[i] + ahead >= s->reserved)
+      return MAV_RT_FAIL(kv->rt, STATE, op, "row %lld: position %d of sequence %d leaves no room for the %lld slots of the drafts after it (committed "
+                         "%lld, reserved up to %lld)", (long long)i, r.pos[i], r.seq[i], (long long)ahead, (long long)s->length, (long long)s->reserved);
+  }
+  if (!next) return MAV_OK;
+  mavk_rows n = mav__rows_kernel(next);
+  for (int64_t i = 0; i < n.n; i++) {
+    int64_t k = 0;
+    while (k < r.n && r.seq[k] != n.seq[i]) k++;
+    if (n.seq[i] >= 0 && k == r.n)
+      return MAV_RT_FAIL(kv->rt, STATE, op, "row %lld of the next trees: sequence %d is not among the verified rows", (long long)i, n.seq[i]);
   }
   return MAV_OK;
 }

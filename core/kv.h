@@ -16,6 +16,7 @@ typedef struct mav__kv_group {
 
 typedef struct mav__kv_layer {
   int group;
+  int64_t kv_heads, head_dim;
   mav__buffer *k, *v;
 } mav__kv_layer;
 
@@ -30,7 +31,7 @@ struct mav_kv {
   int refs;
   mav_runtime *rt;
   int layers, groups, sequences;
-  int64_t kv_heads, head_dim, page, stride, context_max;
+  int64_t page, stride, context_max;
   mav_dtype dtype;
   mav__kv_layer *layer;
   mav__kv_group *group;
@@ -41,5 +42,8 @@ struct mav_kv {
 mavk_kv mav__kv_kernel(const mav_kv *kv, int layer);
 /* Every row names a live sequence, a reserved slot that is not committed yet, and a position the cache can serve. */
 mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, const char *op);
+/* Rows that a graph will derive from these find their slots reserved: up to `ahead` after their positions. next: the draft trees
+ * that it will write, whose sequences must all occur in rows; NULL: none. */
+mav_err mav__kv_check_ahead(const mav_kv *kv, const mav_rows *rows, int64_t ahead, const mav_rows *next, const char *op);
 
 #endif

@@ -169,10 +169,12 @@ MAV_API mav_err mav_tensor_quantize_into(mav_tensor *dst, mav_tensor *src);
 typedef struct mav_rows mav_rows;
 
 MAV_API mav_err mav_rows_new(mav_rows **out, mav_runtime *rt, int64_t count);
+/* Rows [first, first + count) of the same table: what ops write or read there, they write or read here. */
+MAV_API mav_err mav_rows_slice(mav_rows **out, mav_rows *r, int64_t first, int64_t count);
 MAV_API mav_rows *mav_rows_retain(mav_rows *r);
 MAV_API void mav_rows_release(mav_rows *r);
 MAV_API int64_t mav_rows_count(const mav_rows *r);
-/* Fills row i; seq < 0 makes it idle. parent: an earlier row of the batch or -1. slot: -1 means the position. */
+/* Fills row i of a table; seq < 0 makes it idle. parent: an earlier row of the table or -1. slot: -1 means the position. */
 MAV_API mav_err mav_rows_set(mav_rows *r, int64_t i, int32_t id, int32_t seq, int32_t pos, int32_t parent, int32_t slot);
 MAV_API mav_tensor *mav_rows_ids(mav_rows *r); /* borrowed: i32 (T), the memory the device reads */
 
@@ -184,6 +186,7 @@ typedef struct mav_kv_options {
   int layers;
   const int32_t *chunk; /* (layers) attention chunk of each layer, 0: full. NULL: all full */
   int kv_heads, head_dim;
+  const int32_t *layer_kv_heads, *layer_head_dim; /* (layers) where layers differ; NULL: kv_heads, head_dim in all */
   mav_dtype dtype;          /* F32 or BF16 */
   int64_t tokens;           /* capacity over all sequences, rounded up to pages */
   int sequences;            /* most sequences at a time; 0: 64 */
@@ -231,6 +234,7 @@ typedef enum mav_arg_kind {
   MAV_ARG_MUT,   /* tensor read and written */
   MAV_ARG_WEIGHT,
   MAV_ARG_ROWS,
+  MAV_ARG_ROWS_OUT, /* rows that the op writes; shape: the letter of their number */
   MAV_ARG_KV,
   MAV_ARG_COMM,
   MAV_ARG_NUM,
@@ -314,6 +318,57 @@ typedef struct mav_graph_stats {
 MAV_API void mav_graph_get_stats(const mav_graph *g, mav_graph_stats *out);
 /* Runs the graph once, timing each op; ns and op have room for stats.ops. */
 MAV_API mav_err mav_graph_profile(mav_graph *g, int *op, int64_t *ns);
+
+/* ---- speculation ----------------------------------------------------------------------------------------------------- */
+
+/* The speculative decode loop of one sequence, a step at a time: drafts, verification, acceptance, commit or rollback. Who
+ * drafts, what a graph computes and which drafts are accepted is the caller's; this keeps the order of things.
+ *
+ * Drafts form a tree, level by level, in one row table: row 0 is the last token, which is not in the cache yet; every row of
+ * level d - 1 has widths[d - 1] children in level d, parent by parent. A chain has widths of 1. A step uses levels 0..depth:
+ * a prefix of the table, so a captured graph takes a slice of it. */
+typedef struct mav_spec mav_spec;
+
+#define MAV_SPEC_ROWS_MAX 64
+
+typedef enum mav_spec_state {
+  MAV_SPEC_STATE_IDLE,        /* root set, no drafts */
+  MAV_SPEC_STATE_DRAFTED,     /* drafts of a depth wait in the table */
+  MAV_SPEC_STATE_VERIFYING,   /* launched */
+  MAV_SPEC_STATE_COMMITTED,   /* every level was accepted; otherwise like IDLE */
+  MAV_SPEC_STATE_ROLLED_BACK, /* drafts were rejected; otherwise like IDLE */
+  MAV_SPEC_STATE_ERROR,       /* only begin helps */
+} mav_spec_state;
+
+typedef struct mav_spec_stats {
+  int64_t steps, drafted, accepted, emitted; /* levels drafted and accepted; emitted = accepted + steps */
+} mav_spec_stats;
+
+/* depth may be 0: plain decoding. */
+MAV_API mav_err mav_spec_new(mav_spec **out, mav_kv *kv, int depth, const int32_t *widths);
+MAV_API mav_spec *mav_spec_retain(mav_spec *s);
+MAV_API void mav_spec_release(mav_spec *s);
+MAV_API mav_rows *mav_spec_tree(mav_spec *s);                 /* borrowed: the whole table */
+MAV_API int mav_spec_depth(const mav_spec *s);                /* the deepest level */
+MAV_API int64_t mav_spec_size(const mav_spec *s, int depth);  /* rows of levels 0..depth */
+MAV_API mav_spec_state mav_spec_get_state(const mav_spec *s);
+MAV_API const char *mav_spec_state_name(mav_spec_state state); /* "rolled back" */
+MAV_API void mav_spec_get_stats(const mav_spec *s, mav_spec_stats *out);
+/* The sequence to continue and its last token, which is not in the cache. From any state; forgets drafts. */
+MAV_API mav_err mav_spec_begin(mav_spec *s, int seq, int32_t id);
+/* Drafts from the host: ids of rows 1 .. size(depth) - 1. */
+MAV_API mav_err mav_spec_draft(mav_spec *s, int depth, const int32_t *ids);
+/* Drafts that a graph wrote into the table. depth 0: none. */
+MAV_API mav_err mav_spec_drafted(mav_spec *s, int depth);
+/* Reserves slots (for the tree, and for the next one after it), then launches a graph whose rows are levels 0..depth of the
+ * table. Slots reserved: at most twice the table. */
+MAV_API mav_err mav_spec_verify(mav_spec *s, mav_graph *g);
+/* Ends the step when the graph (and others launched meanwhile) is done. accepted and choice: i32, one per verified row, as of
+ * op accept; accepted may be NULL when only the root was verified. Commits the accepted path, drops the rest, makes the last
+ * token the root. advanced: a graph did that already (op rows_advance). ids has room for depth + 1 emitted tokens. */
+MAV_API mav_err mav_spec_commit(mav_spec *s, mav_tensor *accepted, mav_tensor *choice, bool advanced, int32_t *ids, int *count);
+/* Asserts what must hold in the present state; MAV_ERR_STATE names what does not. */
+MAV_API mav_err mav_spec_check(const mav_spec *s);
 
 /* ---- weights on disk ------------------------------------------------------------------------------------------------ */
 

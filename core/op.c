@@ -17,6 +17,7 @@ _Static_assert(MAV_DIMS_MAX == MAVK_DIMS_MAX, "tensors and kernel arrays have th
 #define MAV_W(name, shape, doc) + 1
 #define MAV_OPT_W(name, shape, doc) + 1
 #define MAV_ROWS(name, doc) + 1
+#define MAV_ROWS_OUT(name, letter, doc) + 1
 #define MAV_KV(name, doc) + 1
 #define MAV_COMM(name, doc) + 1
 #define MAV_NUM(name, value, doc) + 1
@@ -43,6 +44,7 @@ _Static_assert(MAV_DIMS_MAX == MAVK_DIMS_MAX, "tensors and kernel arrays have th
 #define MAV_W(name, shape, doc) ARG(name, WEIGHT, false, shape, WEIGHT_TYPES, NULL, 0, doc)
 #define MAV_OPT_W(name, shape, doc) ARG(name, WEIGHT, true, shape, WEIGHT_TYPES, NULL, 0, doc)
 #define MAV_ROWS(name, doc) ARG(name, ROWS, false, NULL, 0, NULL, 0, doc)
+#define MAV_ROWS_OUT(name, letter, doc) ARG(name, ROWS_OUT, false, #letter, 0, NULL, 0, doc)
 #define MAV_KV(name, doc) ARG(name, KV, false, NULL, 0, NULL, 0, doc)
 #define MAV_COMM(name, doc) ARG(name, COMM, true, NULL, 0, NULL, 0, doc)
 #define MAV_NUM(name, value, doc) ARG(name, NUM, (double)(value) > MAV_REQUIRED, NULL, 0, NULL, value, doc)

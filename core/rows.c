@@ -1,4 +1,5 @@
-/* core/rows.c - the ragged batch: T token rows, each with id, sequence, position, slot and parent.
+/* core/rows.c - the ragged batch: T token rows, each with id, sequence, position, slot and parent. A part (slice) shares the
+ * table of its rows; parents count from the start of the table.
  * Owns the memory the device reads. A row's own fields are checked here; what depends on a cache is checked in kv.c. */
 #include "rows.h"
 
@@ -7,7 +8,7 @@ mav_err mav_rows_new(mav_rows **out, mav_runtime *rt, int64_t count) {
   if (count < 1 || count > 1 << 20) return MAV_RT_FAIL(rt, RANGE, "rows_new", "%lld rows; expected 1 to %d", (long long)count, 1 << 20);
   mav_rows *r = mav__alloc(sizeof *r);
   if (!r) return MAV_RT_NOMEM(rt, "rows_new");
-  *r = (mav_rows){.refs = 1, .rt = mav_runtime_retain(rt), .count = count};
+  *r = (mav_rows){.refs = 1, .rt = mav_runtime_retain(rt), .count = count, .total = count};
   mav_err err;
   MAV_GOTO(mav_tensor_new(&r->table, rt, MAV_DTYPE_I32, 2, (int64_t[]){MAV__ROWS_FIELDS, count}));
   r->table->buffer->is_rows = true;
@@ -20,6 +21,20 @@ done:
   return err;
 }
 
+mav_err mav_rows_slice(mav_rows **out, mav_rows *r, int64_t first, int64_t count) {
+  *out = NULL;
+  if (first < 0 || count < 1 || first > r->count - count)
+    return MAV_RT_FAIL(r->rt, RANGE, "rows_slice", "rows %lld to %lld of %lld", (long long)first, (long long)(first + count - 1), (long long)r->count);
+  mav_rows *part = mav__alloc(sizeof *part);
+  if (!part) return MAV_RT_NOMEM(r->rt, "rows_slice");
+  *part = (mav_rows){.refs = 1, .rt = mav_runtime_retain(r->rt), .base = mav_rows_retain(mav__rows_base(r)), .first = r->first + first,
+                     .count = count, .total = r->total, .table = mav_tensor_retain(r->table)};
+  mav_err err = mav_tensor_slice(&part->ids, r->ids, 0, first, count, 1);
+  if (err) mav_rows_release(part);
+  else *out = part;
+  return err;
+}
+
 mav_rows *mav_rows_retain(mav_rows *r) {
   r->refs++;
   return r;
@@ -29,6 +44,7 @@ void mav_rows_release(mav_rows *r) {
   if (!r || --r->refs) return;
   mav_tensor_release(r->ids);
   mav_tensor_release(r->table);
+  mav_rows_release(r->base);
   mav_runtime_release(r->rt);
   mav__free(r);
 }
@@ -37,6 +53,7 @@ int64_t mav_rows_count(const mav_rows *r) { return r->count; }
 mav_tensor *mav_rows_ids(mav_rows *r) { return r->ids; }
 
 mav_err mav_rows_set(mav_rows *r, int64_t i, int32_t id, int32_t seq, int32_t pos, int32_t parent, int32_t slot) {
+  if (r->base) return MAV_RT_FAIL(r->rt, STATE, "rows_set", "these are a part of a table; set its rows there");
   if (i < 0 || i >= r->count)
     return MAV_RT_FAIL(r->rt, RANGE, "rows_set", "row %lld of %lld", (long long)i, (long long)r->count);
   if (seq >= 0) {
@@ -59,6 +76,7 @@ mav_err mav_rows_set(mav_rows *r, int64_t i, int32_t id, int32_t seq, int32_t po
 
 mavk_rows mav__rows_kernel(const mav_rows *r) {
   return (mavk_rows){.n = r->count,
+                     .first = r->first,
                      .id = mav__rows_at(r, MAV__ROWS_ID),
                      .seq = mav__rows_at(r, MAV__ROWS_SEQ),
                      .pos = mav__rows_at(r, MAV__ROWS_POS),
@@ -70,10 +88,10 @@ mav_err mav__rows_check(const mav_rows *r, const char *op, int64_t id_limit, int
   mavk_rows k = mav__rows_kernel(r);
   for (int64_t i = 0; i < k.n; i++) {
     if (k.seq[i] < 0) continue;
-    const int32_t p = k.parent[i]; /* set earlier; the parent may have been rewritten since */
-    if (p >= 0 && (p >= i || k.seq[p] != k.seq[i] || k.pos[p] + 1 != k.pos[i]))
+    const int64_t p = mavk_parent(&k, i); /* set earlier; the parent may have been rewritten since */
+    if (p != MAVK_NO_ROW && (p >= i || k.seq[p] != k.seq[i] || k.pos[p] + 1 != k.pos[i]))
       return MAV_RT_FAIL(r->rt, INVALID, op, "row %lld (sequence %d, position %d) no longer follows its parent, row %d", (long long)i, k.seq[i],
-                         k.pos[i], p);
+                         k.pos[i], k.parent[i]);
     if (id_limit > 0 && (k.id[i] < 0 || k.id[i] >= id_limit))
       return MAV_RT_FAIL(r->rt, RANGE, op, "row %lld: token id %d is outside the vocabulary of %lld", (long long)i, k.id[i],
                          (long long)id_limit);

@@ -4,19 +4,33 @@
 
 #include "tensor.h"
 
+/* What the ops of a capture did to a table: only meaningful while `in` is the number of the open capture. */
+typedef struct mav__rows_written {
+  uint64_t ids_in;   /* ids were written: all are below id_bound */
+  int64_t id_bound;
+  uint64_t moved_in; /* positions were written: from those of `source`, and no slot lies further than `ahead` after its positions */
+  mav_rows *source;  /* borrowed from the graph that holds it */
+  int64_t ahead;
+  bool trees;        /* as the next trees of source's sequences; false: row by row like source */
+} mav__rows_written;
+
 struct mav_rows {
   int refs;
   mav_runtime *rt;
-  int64_t count;
-  mav_tensor *table; /* i32 (5, T): id, seq, pos, slot, parent */
-  mav_tensor *ids;   /* its first row */
+  mav_rows *base;       /* a part: the table it belongs to, retained; else NULL */
+  int64_t first, count; /* rows [first, first + count) of the table */
+  int64_t total;        /* rows of the table */
+  mav_tensor *table;    /* i32 (5, total): id, seq, pos, slot, parent */
+  mav_tensor *ids;      /* its first row */
+  mav__rows_written written; /* of a table */
 };
 
 typedef enum mav__rows_field { MAV__ROWS_ID, MAV__ROWS_SEQ, MAV__ROWS_POS, MAV__ROWS_SLOT, MAV__ROWS_PARENT, MAV__ROWS_FIELDS } mav__rows_field;
 
 static inline int32_t *mav__rows_at(const mav_rows *r, mav__rows_field field) {
-  return (int32_t *)mav__tensor_pointer(r->table) + r->count * (int64_t)field;
+  return (int32_t *)mav__tensor_pointer(r->table) + r->total * (int64_t)field + r->first;
 }
+static inline mav_rows *mav__rows_base(mav_rows *r) { return r->base ? r->base : r; }
 mavk_rows mav__rows_kernel(const mav_rows *r);
 /* Every row follows its parent; every id is below id_limit (if > 0) and every sequence below seq_limit (if > 0). */
 mav_err mav__rows_check(const mav_rows *r, const char *op, int64_t id_limit, int64_t seq_limit);

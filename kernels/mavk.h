@@ -56,12 +56,21 @@ typedef struct mavk_weight {
 /* A ragged batch of token rows. Row r is token id[r] of sequence seq[r] at position pos[r]; its keys and values go to
  * cache slot slot[r]. parent[r] is the row of this batch that comes before it, or -1 when the cache does. seq[r] < 0:
  * an idle row; nothing is read or stored for it and its results are unspecified.
- * Contract: parent[r] < r, pos[r] == pos[parent[r]] + 1; slot[r] == pos[r] holds only where every ancestor in the
+ * A batch may be a part of a longer table: rows [first, first + n) of it. parent counts from the start of the table, so an
+ * ancestor may lie before the batch (its keys are in the cache already).
+ * Contract: parent[r] < first + r, pos[r] == pos[parent[r]] + 1; slot[r] == pos[r] holds only where every ancestor in the
  * batch also sits at its own position (so a chain needs no walk; only the side branches of a draft tree do). */
 typedef struct mavk_rows {
-  int64_t n;
-  const int32_t *id, *seq, *pos, *slot, *parent; /* (n) each */
+  int64_t n, first;                        /* rows; where they begin in their table */
+  int32_t *id, *seq, *pos, *slot, *parent; /* (n) each; only what ops.def calls ROWS_OUT is written */
 } mavk_rows;
+
+#define MAVK_NO_ROW INT64_MIN
+/* The row before row r, counted like r from the first row of the batch (so negative for an earlier row of the table), or
+ * MAVK_NO_ROW. */
+static inline int64_t mavk_parent(const mavk_rows *rows, int64_t r) {
+  return rows->parent[r] < 0 ? MAVK_NO_ROW : rows->parent[r] - rows->first;
+}
 
 /* One layer of the paged KV cache. A page holds `page` consecutive slots (a multiple of 16) of one sequence, all K heads.
  * Page index g, head h, slot s of the page, channel c:
@@ -100,6 +109,7 @@ typedef enum mavk_op {
 #define MAV_W(name, shape, doc) mavk_weight name;
 #define MAV_OPT_W(name, shape, doc) mavk_weight name;
 #define MAV_ROWS(name, doc) mavk_rows name;
+#define MAV_ROWS_OUT(name, letter, doc) mavk_rows name;
 #define MAV_KV(name, doc) mavk_kv name;
 #define MAV_COMM(name, doc) mavk_comm name;
 #define MAV_NUM(name, value, doc) float name;

@@ -19,6 +19,7 @@ static void release_tensor(void *p) { mav_tensor_release(p); }
 static void release_rows(void *p) { mav_rows_release(p); }
 static void release_kv(void *p) { mav_kv_release(p); }
 static void release_graph(void *p) { mav_graph_release(p); }
+static void release_spec(void *p) { mav_spec_release(p); }
 static void release_weights(void *p) { mav_weights_release(p); }
 static void release_safetensors(void *p) { mav_safetensors_close(p); }
 static void release_tokenizer(void *p) { mav_tokenizer_release(p); }
@@ -37,6 +38,7 @@ static const struct {
     [LMAV_LAYER] = {"mav.kv.layer", release_kv, 0},
     [LMAV_SEQUENCE] = {"mav.sequence", release_kv, 0},
     [LMAV_GRAPH] = {"mav.graph", release_graph, 2}, /* 1: outputs, 2: rows */
+    [LMAV_SPEC] = {"mav.spec", release_spec, 1}, /* 1: its tree */
     [LMAV_WEIGHTS] = {"mav.weights", release_weights, 0},
     [LMAV_SAFETENSORS] = {"mav.safetensors", release_safetensors, 0},
     [LMAV_TOKENIZER] = {"mav.tokenizer", release_tokenizer, 0},

@@ -5,6 +5,26 @@
 
 #include "lmav.h"
 
+/* A number of tokens or heads for every layer, from a list or from one number; NULL: the key is absent. Stays on the stack. */
+static int32_t *per_layer(lua_State *L, const char *key, int layers, lua_Integer least) {
+  int type = lua_getfield(L, 1, key), source = lua_gettop(L);
+  if (type == LUA_TNIL) return NULL;
+  if (type != LUA_TTABLE && type != LUA_TNUMBER) lmav_key_error(L, 1, key, "list or number expected, got %s", luaL_typename(L, -1));
+  if (type == LUA_TTABLE && lua_rawlen(L, -1) != (lua_Unsigned)layers)
+    lmav_key_error(L, 1, key, "%d layers need as many values, got %d", layers, (int)lua_rawlen(L, -1));
+  int32_t *list = lua_newuserdatauv(L, (size_t)layers * sizeof *list, 0);
+  for (int i = 0; i < layers; i++) {
+    if (type == LUA_TTABLE) lua_rawgeti(L, source, i + 1);
+    else lua_pushvalue(L, source);
+    int exact;
+    lua_Integer n = lua_tointegerx(L, -1, &exact);
+    if (!exact || n < least || n > INT32_MAX) lmav_key_error(L, 1, key, "layer %d: an integer from %d on expected", i + 1, (int)least);
+    list[i] = (int32_t)n;
+    lua_pop(L, 1);
+  }
+  return list;
+}
+
 /*lua
 ---A paged KV cache.
 ---@class mav.Kv
@@ -26,8 +46,9 @@ local Kv = {}
 ---@operator len: integer
 local Sequence = {}
 
----A new cache. chunk: attention chunk of every layer (a list, or one number for all), 0: full.
----@param options {layers: integer, kv_heads: integer, head_dim: integer, tokens: integer, chunk?: integer|integer[], dtype?: "f32"|"bf16", sequences?: integer, page?: integer, context_max?: integer, runtime?: mav.Runtime}
+---A new cache. chunk: attention chunk of every layer (a list, or one number for all), 0: full. kv_heads and head_dim: also lists, where
+---layers differ (those of a draft head, say, beside the model's: one sequence then holds both).
+---@param options {layers: integer, kv_heads: integer|integer[], head_dim: integer|integer[], tokens: integer, chunk?: integer|integer[], dtype?: "f32"|"bf16", sequences?: integer, page?: integer, context_max?: integer, runtime?: mav.Runtime}
 ---@return mav.Kv? kv
 ---@return mav.Error? err
 function mav.kv(options) end
@@ -44,34 +65,14 @@ static int kv_new(lua_State *L) {
   }
   mav_kv_options o = {0};
   o.layers = (int)lmav_opt_integer(L, 1, "layers", 1, 1 << 20, 0);
-  o.kv_heads = (int)lmav_opt_integer(L, 1, "kv_heads", 1, 1 << 20, 0);
-  o.head_dim = (int)lmav_opt_integer(L, 1, "head_dim", 1, 1 << 20, 0);
   o.dtype = lmav_opt_dtype(L, 1, "dtype", MAV_DTYPE_BF16);
   o.tokens = lmav_opt_integer(L, 1, "tokens", 1, (lua_Integer)1 << 48, 0);
   o.sequences = (int)lmav_opt_integer(L, 1, "sequences", 0, INT_MAX, 0);
   o.page = (int)lmav_opt_integer(L, 1, "page", 0, 1 << 20, 0);
   o.context_max = lmav_opt_integer(L, 1, "context_max", 0, (lua_Integer)1 << 48, 0);
-  int type = lua_getfield(L, 1, "chunk");
-  if (type != LUA_TNIL) {
-    if (type != LUA_TTABLE && type != LUA_TNUMBER)
-      return lmav_key_error(L, 1, "chunk", "list or number expected, got %s", luaL_typename(L, -1));
-    if (type == LUA_TTABLE && lua_rawlen(L, -1) != (lua_Unsigned)o.layers)
-      return lmav_key_error(L, 1, "chunk", "%d layers need as many chunks, got %d", o.layers, (int)lua_rawlen(L, -1));
-    int source = lua_gettop(L);
-    int32_t *chunk = lua_newuserdatauv(L, (size_t)o.layers * sizeof *chunk, 0);
-    for (int i = 0; i < o.layers; i++) {
-      if (type == LUA_TTABLE)
-        lua_rawgeti(L, source, i + 1);
-      else
-        lua_pushvalue(L, source);
-      int exact;
-      lua_Integer n = lua_tointegerx(L, -1, &exact);
-      if (!exact || n < 0 || n > INT32_MAX) return lmav_key_error(L, 1, "chunk", "layer %d: a number of tokens expected, or 0", i + 1);
-      chunk[i] = (int32_t)n;
-      lua_pop(L, 1);
-    }
-    o.chunk = chunk;
-  }
+  o.chunk = per_layer(L, "chunk", o.layers, 0);
+  o.layer_kv_heads = per_layer(L, "kv_heads", o.layers, 1);
+  o.layer_head_dim = per_layer(L, "head_dim", o.layers, 1);
   mav_runtime *rt = lmav_push_runtime(L, 1);
   lmav_object *u = lmav_new(L, LMAV_KV);
   lmav_drain(u->state);

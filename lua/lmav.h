@@ -33,6 +33,7 @@ typedef enum lmav_kind {
   LMAV_LAYER,    /* p: its mav_kv; number: the layer, 0-based */
   LMAV_SEQUENCE, /* p: its mav_kv; number: the sequence */
   LMAV_GRAPH,
+  LMAV_SPEC,
   LMAV_WEIGHTS,
   LMAV_SAFETENSORS,
   LMAV_TOKENIZER,
@@ -151,6 +152,7 @@ void lmav_open_op(lua_State *L);
 void lmav_open_rows(lua_State *L);
 void lmav_open_kv(lua_State *L);
 void lmav_open_graph(lua_State *L);
+void lmav_open_spec(lua_State *L);
 void lmav_open_weights(lua_State *L);
 void lmav_open_tokenizer(lua_State *L);
 void lmav_open_comm(lua_State *L);

@@ -54,6 +54,7 @@ static void read_argument(lua_State *L, call *c, int i, mav_runtime **rt) {
       v->tensor = o->p;
       break;
     case MAV_ARG_ROWS:
+    case MAV_ARG_ROWS_OUT:
       o = object(L, c, i, LMAV_ROWS);
       v->rows = o->p;
       break;
@@ -242,7 +243,7 @@ static int op_missing(lua_State *L) {
 function mav.ops() end
 */
 static int ops(lua_State *L) {
-  static const char *const kind_names[] = {"in", "index", "mut", "weight", "rows", "kv", "comm", "number", "integer", "dtype", "out"};
+  static const char *const kind_names[] = {"in", "index", "mut", "weight", "rows", "rows_out", "kv", "comm", "number", "integer", "dtype", "out"};
   lua_createtable(L, mav_op_count(), 0);
   for (int op = 0; op < mav_op_count(); op++) {
     const mav_op_desc *d = mav_op_get(op);

@@ -66,6 +66,27 @@ static int rows_set(lua_State *L) {
   return 0;
 }
 
+/*lua
+---Rows first to last of the same table, for ops that work on a part of a draft tree. Their parents still count in the table.
+---@param first integer from 1
+---@param last integer
+---@return mav.Rows
+function Rows:slice(first, last) end
+*/
+static int rows_slice(lua_State *L) {
+  lmav_object *u = lmav_check(L, 1, LMAV_ROWS);
+  lua_Integer first = luaL_checkinteger(L, 2), last = luaL_checkinteger(L, 3), count = mav_rows_count(u->p);
+  luaL_argcheck(L, first >= 1 && first <= count, 2, "outside the rows");
+  luaL_argcheck(L, last >= first && last <= count, 3, "outside the rows");
+  lmav_object *part = lmav_new(L, LMAV_ROWS);
+  mav_rows *rows = NULL;
+  mav_err err;
+  LMAV_TRY_TWICE(L, err, mav_rows_slice(&rows, u->p, first - 1, last - first + 1));
+  if (err) return lmav_raise(L, mav_runtime_diag(u->rt));
+  lmav_set(part, rows, u->rt);
+  return 1;
+}
+
 static int rows_len(lua_State *L) {
   lua_pushinteger(L, mav_rows_count(lmav_check(L, 1, LMAV_ROWS)->p));
   return 1;
@@ -94,7 +115,7 @@ static int rows_tostring(lua_State *L) {
 }
 
 void lmav_open_rows(lua_State *L) {
-  static const luaL_Reg methods[] = {{"set", rows_set}, {NULL, NULL}};
+  static const luaL_Reg methods[] = {{"set", rows_set}, {"slice", rows_slice}, {NULL, NULL}};
   static const luaL_Reg meta[] = {{"__len", rows_len}, {"__tostring", rows_tostring}, {NULL, NULL}};
   lmav_new_metatable(L, LMAV_ROWS, methods, meta, rows_index);
   lua_pushcfunction(L, rows_new);
