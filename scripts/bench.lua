@@ -28,15 +28,15 @@ local function options()
   return p
 end
 
-local function median(list)
-  table.sort(list)
-  return list[(#list + 1) // 2]
-end
-
 local function random_ids(model, n)
   local ids = {}
   for i = 1, n do ids[i] = math.random(0, model.config.vocab - 1) end
   return ids
+end
+
+local function median(list)
+  table.sort(list)
+  return list[(#list + 1) // 2]
 end
 
 --- Steps of one row for about `seconds`.
@@ -57,18 +57,25 @@ local function bench_decode(model, s, args)
   }, stats.lua_us_per_step
 end
 
---- Median time of a launch with n rows: a chain that continues the sequence. Nothing is committed, so every launch does the same.
+--- The loop of a session on random text whose drafts are random tokens.
+local function drafting_session(model, args)
+  local s = model:session { strategy = { draft = function() return 0 end, k_max = ROWS[#ROWS] - 1 }, kv_dtype = args.kv, context = args.context + 64 }
+  s:append(random_ids(model, args.context))
+  s:prefill()
+  return s
+end
+
+--- Median time of verifying n rows. Nothing is committed, so every launch does the same.
 local function bench_rows(model, s, n, args)
-  local g, times = s:graph(n), {}
-  assert(s.seq:reserve(n))
-  local started, at = mav.now(), #s.seq
+  local shared, times = s.loop, {}
+  local graph = shared:step_graph(n, 0).graph
+  local started = mav.now()
   repeat
-    for i = 1, n do
-      g.rows:set(i, math.random(0, model.config.vocab - 1), s.seq, at + i - 1, i - 1)
-    end
+    shared:begin(s)
+    shared.spec:draft(n - 1, random_ids(model, n - 1))
     local t = mav.now()
-    g:launch()
-    g:wait()
+    shared.spec:verify(graph)
+    graph:wait()
     times[#times + 1] = mav.now() - t
   until #times >= 5 and mav.now() - started > args.seconds / 2
   return median(times) * 1e6
@@ -87,7 +94,9 @@ local function bench_prompt(model, args)
 end
 
 local function print_profile(s)
-  local entries, sum = s:graph(1):profile(), {}
+  s.loop:begin(s)
+  assert(s.seq:reserve(1))
+  local entries, sum = s.loop:step_graph(1, 0).graph:profile(), {}
   local order, total = {}, 0
   for _, entry in ipairs(entries) do
     local line = sum[entry.op]
@@ -132,10 +141,8 @@ local function run(arg)
   s:append(random_ids(model, args.context))
   local decode, lua_us = bench_decode(model, s, args)
   decode.bandwidth_share = decode.gb_per_s / bandwidth
-  s:truncate(args.context)
-  s:prefill()
-  local rows = {}
-  for _, n in ipairs(ROWS) do rows[tostring(n)] = bench_rows(model, s, n, args) end
+  local rows, drafting <close> = {}, drafting_session(model, args)
+  for _, n in ipairs(ROWS) do rows[tostring(n)] = bench_rows(model, drafting, n, args) end
   local result = {
     model = model.dir, decode = decode, rows = rows, prompt = bench_prompt(model, args), lua_us_per_step = lua_us, threads = rt.threads,
     isa = rt.isa, device = rt.device, dtype = args.dtype or model.weights.layers[1].qkv.dtype, kv = args.kv, context = args.context,
@@ -145,7 +152,7 @@ local function run(arg)
     io.write(mav.json.encode(result), "\n")
     return 0
   end
-  if args.profile then print_profile(s) end
+  if args.profile then print_profile(drafting) end
   print_table(result)
   return 0
 end

@@ -1,10 +1,14 @@
 --- mav generate: continue a prompt.
 local cli = require "mav.cli"
 local mav = require "mav"
+local check = require "mav.session.check"
 
 local EXAMPLE = [[
 mav generate --prompt '-- returns the sum of the list t' --max-tokens 64
 mav generate --model DIR --prompt-file p.txt --temperature 0.7 --top-p 0.95 --seed 1
+mav generate --draft eagle3=models/tiny-maverick-eagle3 --k 3 --check --prompt '-- returns the sum of the list t'
+mav generate --draft ngram --k auto --prompt-file p.txt
+mav generate -s my_strategy.lua --prompt '-- reverses s'
 mav generate --ids 1,2,3 --json | jq .stats.tokens_per_s]]
 
 local function options()
@@ -16,6 +20,8 @@ local function options()
     p:option("--ids", "continue these token ids, as they are"):argname("1,2,3"):convert(cli.ids))
   p:option("--max-tokens", "most tokens to add"):argname("N"):convert(cli.integer(0, 1 << 30)):default("256")
   cli.sample_options(p)
+  cli.strategy_options(p)
+  p:flag("--check", "decode again without drafts; report the first token that differs")
   p:option("--logprobs", "log probabilities of each token and of the N best"):argname("N"):convert(cli.integer(1, 1024))
   p:option("--stop", "end before this text; may be repeated"):argname("TEXT"):count("*")
   p:flag("--ignore-eos", "go on after an end-of-text token")
@@ -50,7 +56,8 @@ local function run(arg)
   local ids = prompt_ids(model, args)
   local positions = model.config.positions
   if #ids > positions then cli.fail("the prompt has %d tokens; the model has %d positions", #ids, positions) end
-  local s <close> = model:session { sample = chain, kv_dtype = args.kv, context = math.min(#ids + args.max_tokens + 1, positions) }
+  local strategy = cli.strategy(args, model, chain)
+  local s <close> = model:session { strategy = strategy, kv_dtype = args.kv, context = math.min(#ids + args.max_tokens + 1, positions) }
   local out, texts, logprobs = {}, {}, {}
   local function on_token(id, entry)
     out[#out + 1] = id
@@ -62,18 +69,20 @@ local function run(arg)
     texts[#texts + 1] = piece
     if not args.json then io.write(piece):flush() end
   end
+  local checked = args.check and check.against_plain(s, { sample = strategy.sample, kv_dtype = args.kv, ignore_eos = args.ignore_eos }) or nil
   if s.stats.bytes_per_step >= require("mav.session.stats").SHARE_BYTES_MIN and not args.quiet then model:measure_bandwidth() end
   if args.json then
     local stats = {}
     for key, value in pairs(s.stats) do stats[key] = value end
     stats.threads, stats.isa, stats.device = model.runtime.threads, model.runtime.isa, model.runtime.device
-    io.write(mav.json.encode { ids = mav.json.array(out), text = table.concat(texts), stop = s.stopped,
-      stats = stats, logprobs = args.logprobs and mav.json.array(logprobs) or nil }, "\n")
+    if stats.steps then stats.steps = mav.json.array(stats.steps) end
+    io.write(mav.json.encode { ids = mav.json.array(out), text = table.concat(texts), stop = s.stopped, stats = stats, check = checked, logprobs = args.logprobs and mav.json.array(logprobs) or nil }, "\n")
   else
     io.write("\n"):flush()
     if not args.quiet then io.stderr:write(tostring(s.stats), "\n") end
+    if checked then io.stderr:write(check.text(model, checked), "\n") end
   end
-  return 0
+  return checked and checked.token and 1 or 0
 end
 
 return { summary = "continue a prompt", run = run }

@@ -190,4 +190,67 @@ function cli.chain(args, more)
   return chain
 end
 
+-- ---- speculation ----------------------------------------------------------------------------------------------------------
+
+--- "3" or "auto"
+local function depth(text)
+  if text == "auto" then return text end
+  local n = math.tointeger(tonumber(text))
+  if not n or n < 0 or n > 63 then return nil, ("'%s': a number of drafts from 0 to 63, or auto, is allowed"):format(text) end
+  return n
+end
+
+local function widths(text)
+  local list = {}
+  for word in (text .. ","):gmatch "([^,]*)," do
+    local n = math.tointeger(tonumber(word))
+    if not n or n < 1 or n > 63 then return nil, ("'%s': widths are integers from 1 on, separated by commas: 3,2,1"):format(text) end
+    list[#list + 1] = n
+  end
+  return list
+end
+
+function cli.strategy_options(parser)
+  parser:option("-s --strategy", "a Lua file that returns a strategy, or function(model) that does (examples/strategies)"):argname("FILE.lua")
+  parser:option("--draft", "who drafts: none, ngram[=N], suffix, self=N, model=DIR, eagle3=DIR; a list with commas: the first that has anything")
+    :argname("DRAFTER")
+  parser:option("--k", "drafts a step; auto: what pays, from measured costs (default: 3)"):argname("N"):convert(depth)
+  parser:option("--tree", "draft a tree: children of every node, level by level, as 3,2,1"):argname("WIDTHS"):convert(widths)
+  parser:option("--accept", "keyed: the text of plain decoding (default); rejection: its distribution; typical: lossy"):argname("RULE")
+    :convert(cli.choice("keyed", "greedy", "rejection", "typical"))
+end
+
+local function read_strategy(path, model)
+  local chunk, err = loadfile(path, "t")
+  if not chunk then cli.fail("%s", err) end
+  local strategy = chunk()
+  if type(strategy) == "function" then strategy = strategy(model) end
+  if type(strategy) ~= "table" then cli.fail("%s returned a %s; a strategy table, or a function that makes one, is expected", path, type(strategy)) end
+  return strategy
+end
+
+--- The strategy of the options; nil when they name none. chain: the sampler of the options, used where the strategy has none.
+function cli.strategy(args, model, chain)
+  if args.strategy then
+    for _, name in ipairs { "draft", "k", "tree", "accept" } do
+      if args[name] then cli.fail("give --strategy or --%s, not both", name) end
+    end
+    local strategy, copy = read_strategy(args.strategy, model), {}
+    for key, value in pairs(strategy) do copy[key] = value end
+    if copy.sample == nil then copy.sample = chain end
+    return copy
+  end
+  local drafter, err = require("mav.draft").parse(args.draft or "none", model)
+  if err then cli.fail("--draft: %s", tostring(err)) end
+  if not drafter then
+    if args.tree then cli.fail("--tree needs a --draft") end
+    return { sample = chain }
+  end
+  local strategy = { draft = drafter, sample = chain, accept = args.accept, tree = args.tree, policy = args.k }
+  if args.tree and math.type(args.k) == "integer" and args.k > #args.tree then
+    cli.fail("--k %d: the tree has %d levels", args.k, #args.tree)
+  end
+  return strategy
+end
+
 return cli

@@ -16,7 +16,7 @@ local Model = { __name = "mav.maverick" }
 Model.__index = Model
 
 local LOAD_OPTIONS = { device = true, threads = true, isa = true, runtime = true, dtype = true, progress = true }
-local KV_OPTIONS = { tokens = true, dtype = true, sequences = true, context_max = true, page = true }
+local KV_OPTIONS = { tokens = true, dtype = true, sequences = true, context_max = true, page = true, extra = true }
 
 --- The runtime that was asked for. One that is made here becomes the default, so that scripts need not pass it on.
 local function runtime_for(options)
@@ -60,11 +60,17 @@ end
 --- Logits of rows (forward.lua), eagerly or inside mav.graph.
 function Model:forward(rows, kv, options) return forward(self.weights, rows, kv, options) end
 
---- A paged cache of this model's layers: tokens (capacity over all sequences), dtype ("f32"), sequences, context_max, page.
+--- A paged cache of this model's layers: tokens (capacity over all sequences), dtype ("f32"), sequences, context_max, page; extra: layers
+--- of a drafter after the model's, a list of { kv_heads =, head_dim =, chunk = }.
 function Model:kv(options)
   check_keys(options, KV_OPTIONS, "model:kv")
   local c = self.config
-  return mav.kv { layers = c.layers, chunk = c.chunks, kv_heads = c.kv_heads, head_dim = c.head_dim, dtype = options.dtype or "f32",
+  local chunk, heads, dim = {}, {}, {}
+  for i = 1, c.layers do chunk[i], heads[i], dim[i] = c.chunks[i], c.kv_heads, c.head_dim end
+  for i, layer in ipairs(options.extra or {}) do
+    chunk[c.layers + i], heads[c.layers + i], dim[c.layers + i] = layer.chunk or 0, layer.kv_heads, layer.head_dim
+  end
+  return mav.kv { layers = #chunk, chunk = chunk, kv_heads = heads, head_dim = dim, dtype = options.dtype or "f32",
     tokens = options.tokens, sequences = options.sequences, context_max = options.context_max, page = options.page, runtime = self.runtime }
 end
 

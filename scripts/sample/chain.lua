@@ -10,9 +10,15 @@
 --- changes nothing (temperature 1, top_p 1, penalty 1) emits nothing. Without a temperature, or with temperature 0, the
 --- choice is greedy: bias, penalty and your functions still apply; filters do not, as they never remove the best token.
 ---
+--- A step of your own may also be a table { apply = function(logits, rows, state), prepare = function(session, count), text = }:
+--- prepare is called on the host before every verification of `count` rows, when their tokens are known, to fill what apply reads
+--- (the mask of a grammar, say; session:path(row) gives a row's tokens).
+---
 --- state: what a chain needs from its session, see chain.needs:
----   state.kv     any layer of the cache: it holds the sequences' keys, which key the noise
----   state.seen   u8 (sequences, V): ids that occurred, for the repetition penalty
+---   state.kv        any layer of the cache: it holds the sequences' keys, which key the noise
+---   state.seen      u8 (sequences, V): ids that occurred, for the repetition penalty
+---   state.ahead     rows of a drafter that lie behind the token they predict; nil: 0
+---   state.drafting  a drafter's logits are filtered
 local op = require("mav").op
 local greedy = require "mav.sample.greedy"
 local draw = require "mav.sample.draw"
@@ -34,10 +40,17 @@ function Chain:__tostring()
   return table.concat(names, " -> ")
 end
 
---- The filtered logits: what the last step chooses from.
+--- The filtered logits: what the last step chooses from. Drafters leave out steps that the host prepares for the verified rows.
 function Chain:filter(logits, rows, state)
-  for _, step in ipairs(self.steps) do logits = step.apply(logits, rows, state) end
+  for _, step in ipairs(self.steps) do
+    if not (step.prepare and state.drafting) then logits = step.apply(logits, rows, state) end
+  end
   return logits
+end
+
+--- Calls the steps that the host prepares before every verification: prepare(session, count), count being the rows to come.
+function Chain:prepare(session, count)
+  for _, step in ipairs(self.prepared) do step.prepare(session, count) end
 end
 
 --- ids (T), i32. With logprobs = n also, of the model's own distribution before any step: the chosen ids' log
@@ -48,9 +61,9 @@ function Chain:__call(logits, rows, state)
   return ids, logprobs.apply(self.logprobs, logits, ids)
 end
 
---- Remembers the rows' tokens as seen; after a step for the rows that were committed.
-function Chain:observe(rows, state)
-  if self.needs.seen then op.mark_seen { seen = state.seen, rows = rows } end
+--- Remembers the rows' tokens as seen; after a step for the rows that were accepted.
+function Chain:observe(rows, state, accepted)
+  if self.needs.seen then op.mark_seen { seen = state.seen, rows = rows, accepted = accepted } end
 end
 
 local function check_options(options)
@@ -58,8 +71,9 @@ local function check_options(options)
     if math.type(key) ~= "integer" and not OPTIONS[key] then error(("chain: unknown option '%s'"):format(tostring(key)), 3) end
   end
   for i, f in ipairs(options) do
-    if type(f) ~= "function" and not (getmetatable(f) or {}).__call then
-      error(("chain: step %d is a %s; function(logits, rows, state) is allowed"):format(i, type(f)), 3)
+    local is_step = type(f) == "table" and type(f.apply) == "function"
+    if type(f) ~= "function" and not is_step and not (getmetatable(f) or {}).__call then
+      error(("chain: step %d is a %s; function(logits, rows, state) or { apply =, prepare = } is allowed"):format(i, type(f)), 3)
     end
   end
 end
@@ -69,11 +83,15 @@ end
 local function new(options)
   options = options or {}
   check_options(options)
-  local chain = { steps = {}, needs = { seen = false, keys = false }, options = options }
+  local chain = { steps = {}, prepared = {}, needs = { seen = false, keys = false }, options = options }
   local is_greedy = options.temperature == nil or options.temperature == 0
   for _, name in ipairs(ORDER) do
     if name == "custom" then
-      for i, f in ipairs(options) do chain.steps[#chain.steps + 1] = { text = "function " .. i, apply = f } end
+      for i, f in ipairs(options) do
+        local step = type(f) == "table" and f.apply and f or { apply = f }
+        chain.steps[#chain.steps + 1] = { text = step.text or "function " .. i, apply = step.apply, prepare = step.prepare }
+        if step.prepare then table.insert(chain.prepared, chain.steps[#chain.steps]) end
+      end
     elseif options[name] ~= nil then
       local step = require("mav.sample." .. name)(options[name])
       if step and not (is_greedy and FILTERS[name]) then
@@ -82,7 +100,8 @@ local function new(options)
       end
     end
   end
-  chain.choose = is_greedy and greedy or draw(options.seed or 0)
+  chain.is_greedy, chain.seed = is_greedy, options.seed or 0
+  chain.choose = is_greedy and greedy or draw(chain.seed)
   chain.needs.keys = not is_greedy
   if options.logprobs ~= nil then chain.logprobs = logprobs.check(options.logprobs) end
   return setmetatable(chain, Chain)

@@ -2,13 +2,14 @@
 ---
 ---   1. `ids` is everything said so far. The cache holds a prefix of it, and never the last id: that one is fed by the next
 ---      step. So prompts, turns and (later) rejected drafts need no case of their own.
----   2. A step replays one captured graph: it sets a row, launches, waits, reads an id. It allocates nothing, neither in Lua
----      nor below. Graphs are captured when first needed and kept by their number of rows.
+---   2. A step (loop.lua) replays a captured graph and gives one token or more. It allocates nothing, neither in Lua nor below.
+---      Tokens that a step gave and nobody took yet are not part of the timeline; when the text ends before them, they are dropped.
 ---   3. The sampling chain is part of the graph. It runs for every token, the first one included.
 ---   4. An error or an interrupt leaves a consistent session: what was chosen stays, the rest is trimmed.
 local mav = require "mav"
 local check_keys = require "mav.options"
-local chain = require "mav.sample.chain"
+local strategy = require "mav.session.strategy"
+local loop = require "mav.session.loop"
 local stats = require "mav.session.stats"
 local stop_strings = require "mav.session.stop_strings"
 
@@ -21,18 +22,20 @@ local MAX_TOKENS_DEFAULT = 256
 local session = {}
 local Session = { __name = "mav.session" }
 
-local OPTIONS = { sample = true, strategy = true, kv = true, kv_dtype = true, context = true, key = true, fused = true }
-local GENERATE_OPTIONS = { max_tokens = true, ignore_eos = true, stop = true, on_token = true }
+local OPTIONS = { sample = true, strategy = true, kv = true, kv_dtype = true, context = true, key = true, fused = true, entropy = true,
+  confidence = true }
+local GENERATE_OPTIONS = { max_tokens = true, ignore_eos = true, stop = true, on_token = true, on_step = true }
 
 function Session.__index(self, key)
   if key == "stats" then return self.times:summary(self) end
+  if key == "live" then return self.loop.live end
   return Session[key]
 end
 
 function Session:__len() return self.length end
 
 function Session:__tostring()
-  return ("mav.session (%d tokens, %s)"):format(self.length, tostring(self.chain))
+  return ("mav.session (%d tokens, %s)"):format(self.length, tostring(self.loop.chain))
 end
 
 --- A table whose array part already has room for n values: appending up to there allocates nothing.
@@ -43,44 +46,59 @@ local function reserved(n)
   return t
 end
 
---- A plain function in the place of a chain.
-local function chooser(f)
-  return setmetatable({ needs = {}, observe = function() end }, {
-    __call = function(_, ...) return f(...) end,
-    __tostring = function() return "function" end,
-  })
-end
-
 --- A new session of a model.
 ---
----   options.sample     a chain (mav.sample.chain), its options, or your own function(logits, rows, state) that emits ops and
----                      returns ids (T), i32; nil: greedy. Also as options.strategy.sample
+---   options.strategy   who drafts, how many, how to choose, what to keep: session/strategy.lua
+---   options.sample     short for strategy = { sample = }: a chain (mav.sample.chain), its options, or a function; nil: greedy
 ---   options.context    most tokens of prompt and output together; nil: what the model allows, at most 4096
 ---   options.kv_dtype   "f32" (nil) or "bf16"; or options.kv: a cache to share with other sessions
 ---   options.key        keys the sampling noise of this session's sequence; nil: 0
 ---   options.fused      false: unfused ops
+---   options.entropy, confidence   true: s.live has the target's entropy, the drafts' probabilities, though the policy needs none
 function session.new(model, options)
   options = options or {}
   check_keys(options, OPTIONS, "model:session")
-  local strategy = options.strategy or {}
-  check_keys(strategy, { sample = true }, "model:session: strategy")
-  local sample = options.sample or strategy.sample or {}
-  if type(sample) == "function" then sample = chooser(sample) end
-  if getmetatable(sample) == nil then sample = chain(sample) end
-
+  local plan = strategy.new(options)
   local context = options.context or math.min(model.config.positions, CONTEXT_DEFAULT)
   if math.type(context) ~= "integer" or context < 1 then error("model:session: context must be a positive integer", 2) end
-  local self = setmetatable({ model = model, chain = sample, context = context, length = 0, graphs = {},
-    ids = reserved(math.min(context, IDS_RESERVED_MAX)), times = stats.new(), fused = options.fused, key = options.key or 0 }, Session)
   if options.kv and options.kv_dtype then error("model:session: give kv or kv_dtype, not both", 2) end
-  self.kv = options.kv or assert(model:kv { tokens = context, context_max = context, sequences = SEQUENCES, dtype = options.kv_dtype })
-  self.kv_dtype = self.kv.dtype
-  self.seq = assert(self.kv:sequence { key = self.key })
-  self.state = { kv = self.kv:layer(1), runtime = model.runtime }
-  if sample.needs.seen then
-    self.state.seen = mav.zeros { self.kv.sequences, model.config.vocab, dtype = "u8", runtime = model.runtime }
+  local device = plan.drafter and (plan.drafter.kind == "device" and plan.drafter or plan.drafter.device)
+  local extra = device and device:layers(model) or {}
+  local kv = options.kv
+  if kv and kv.layers ~= model.config.layers + #extra then
+    error(("model:session: the cache has %d layers; the model has %d and the drafter %d"):format(kv.layers, model.config.layers, #extra), 2)
   end
+  local room = context + strategy.slack(plan)
+  kv = kv or assert(model:kv { tokens = room, context_max = room, sequences = SEQUENCES, dtype = options.kv_dtype, extra = extra })
+  local shared = loop.new(model, kv, plan,
+    { fused = options.fused, entropy = options.entropy, confidence = options.confidence, call = strategy.call })
+  return session.on(shared, kv:sequence { key = options.key or 0 }, context, options.key or 0)
+end
+
+--- A session of its own on a loop: a new one, or a fork.
+function session.on(shared, seq, context, key)
+  local self = setmetatable({ model = shared.model, loop = shared, kv = shared.kv, kv_dtype = shared.kv.dtype, context = context, key = key,
+    seq = assert(seq), length = 0, ids = reserved(math.min(context, IDS_RESERVED_MAX)), times = stats.new(shared.strategy.drafter ~= nil),
+    given = 0, taken = 0, -- tokens of the last step: given by it, and taken from it
+    settled = 0,          -- tokens that the cache holds for the drafter too
+    proposers = {} }, Session)
+  for i, host in ipairs(shared.hosts) do self.proposers[i] = host:start(self) end
   return self
+end
+
+--- A session with the same text, cache pages shared until one side writes; both go on by themselves. key: of its sampling noise.
+---@param options {key: integer}|nil
+function Session:fork(options)
+  options = options or {}
+  check_keys(options, { key = true }, "session:fork")
+  self:drop()
+  local key = options.key or self.key
+  local other = session.on(self.loop, self.seq:fork { key = key }, self.context, key)
+  table.move(self.ids, 1, self.length, 1, other.ids)
+  other.length, other.settled = self.length, self.settled
+  local seen = self.loop.state.seen
+  if seen then seen:select(1, other.seq.id + 1):copy_from(seen:select(1, self.seq.id + 1)) end
+  return other
 end
 
 -- ---- the timeline -------------------------------------------------------------------------------------------------------
@@ -105,6 +123,7 @@ function Session:append(prompt)
   if self.length + #ids > self.context then
     error(("%d tokens more than the context of %d"):format(self.length + #ids - self.context, self.context), 0)
   end
+  self:drop()
   for _, id in ipairs(ids) do self:push(id) end
   return #ids
 end
@@ -119,7 +138,8 @@ function Session:truncate(n)
   if math.type(n) ~= "integer" or n < 0 or n > self.length then
     error("truncate: a length from 0 to " .. self.length .. " is allowed", 2)
   end
-  local keep = math.max(math.min(n - 1, #self.seq), 0)
+  self:drop()
+  local keep = math.max(math.min(n - 1, #self.seq, self.settled), 0)
   if keep < self.seq.floor then keep = 0 end -- chunked layers dropped what lies there: start over
   if keep == 0 then
     self.seq:close()
@@ -128,7 +148,10 @@ function Session:truncate(n)
     assert(self.seq:truncate(keep))
   end
   for i = self.length, n + 1, -1 do self.ids[i] = nil end
-  self.length = n
+  self.length, self.settled, self.loop.owner = n, math.min(self.settled, keep), nil
+  for _, state in ipairs(self.proposers) do
+    if state.truncate then state:truncate(n) end
+  end
   self:forget_seen(keep)
 end
 
@@ -136,102 +159,118 @@ function Session:reset() self:truncate(0) end
 
 --- The marks of repetition cannot be taken back one by one: clears them and marks the first n tokens again.
 function Session:forget_seen(n)
-  local seen = self.state.seen
+  local seen = self.loop.state.seen
   if not seen then return end
   seen:select(1, self.seq.id + 1):copy_from(mav.zeros { seen.shape[2], dtype = "u8", runtime = self.model.runtime })
   for first = 1, n, PREFILL_ROWS do
-    self.chain:observe(self:fill_rows(first, math.min(PREFILL_ROWS, n - first + 1)), self.state)
+    self.loop.chain:observe(self:fill_rows(first, math.min(PREFILL_ROWS, n - first + 1)), self.loop.state)
   end
 end
 
 -- ---- prefill, in chunks: full ones replay a graph, the rest runs eagerly --------------------------------------------
 
---- Rows for the tokens first .. first + count - 1 of the timeline. Those of a full chunk are kept.
-function Session:fill_rows(first, count)
-  local rows = count == PREFILL_ROWS and self.chunk_rows or mav.rows(count, { runtime = self.model.runtime })
-  if count == PREFILL_ROWS then self.chunk_rows = rows end
+--- Rows for the tokens first .. first + count - 1 of the timeline; ahead = 1: with the ids of the tokens after them. Those of a full
+--- chunk are kept.
+function Session:fill_rows(first, count, ahead)
+  ahead = ahead or 0
+  local chunks = self.loop.chunks
+  local rows = count == PREFILL_ROWS and chunks[ahead] or mav.rows(count, { runtime = self.model.runtime })
+  if count == PREFILL_ROWS then chunks[ahead] = rows end
   local seq = self.seq.id
   for i = 1, count do
-    rows:set(i, self.ids[first + i - 1], seq, first + i - 2, i - 1) -- its parent: the row before
+    rows:set(i, self.ids[first + i - 1 + ahead], seq, first + i - 2, i - 1) -- its parent: the row before
   end
   return rows
 end
 
---- Runs rows for what they leave in the cache, and marks them as seen.
-function Session:run_rows(rows)
-  local options = { head = "none", fused = self.fused }
-  if rows ~= self.chunk_rows then
-    self.model:forward(rows, self.kv, options)
+--- Runs the tokens first .. first + count - 1 for what they leave in the cache, the drafter's included, and marks them as seen.
+function Session:run_rows(first, count)
+  local shared = self.loop
+  local wants = shared.bound and shared.bound.prompt
+  local rows, following = self:fill_rows(first, count), wants and self:fill_rows(first, count, 1)
+  if count < PREFILL_ROWS then
+    shared:prompt(rows, following)
   else
-    self.chunk_graph = self.chunk_graph or mav.graph({ rows = rows, runtime = self.model.runtime }, function(r)
-      return self.model:forward(r, self.kv, options)
+    shared.chunk_graph = shared.chunk_graph or mav.graph({ rows = rows, runtime = self.model.runtime }, function(r)
+      return shared:prompt(r, following)
     end)
-    self.chunk_graph:launch():wait()
+    shared.chunk_graph:launch():wait()
   end
-  self.chain:observe(rows, self.state)
+  shared.chain:observe(rows, shared.state)
 end
 
 --- Brings the cache up to the last token but one.
 function Session:prefill()
   local seq, target = self.seq, self.length - 1
   if target < 0 then error("nothing to continue: the session is empty", 0) end
-  if #seq > target then assert(seq:truncate(target)) end -- an interrupt fell between commit and push
-  if #seq == target then return end
-  local before, start = #seq, mav.now()
-  while #seq < target do
-    local count = math.min(PREFILL_ROWS, target - #seq)
-    assert(seq:reserve(count))
-    self:run_rows(self:fill_rows(#seq + 1, count))
-    assert(seq:commit(count))
+  if self.loop.bound and self.settled < #seq then self:rewind(self.settled) end -- tokens that the drafter has not seen
+  if #self.seq > target then self:rewind(target) end -- an interrupt fell between commit and push, or the text ended before them
+  seq = self.seq
+  if #seq < target then
+    local before, start = #seq, mav.now()
+    while #seq < target do
+      local count = math.min(PREFILL_ROWS, target - #seq)
+      assert(seq:reserve(count))
+      self:run_rows(#seq + 1, count)
+      assert(seq:commit(count))
+    end
+    self.times:prompt(target - before, mav.now() - start)
   end
-  self.times:prompt(target - before, mav.now() - start)
+  self.settled = target
 end
 
--- ---- decode: one captured graph ---------------------------------------------------------------------------------------
-
---- The step graph for n rows: logits, chain, and the marks of repetition. Results: ids, and what the chain adds.
-function Session:graph(n)
-  local g = self.graphs[n]
-  if g then return g end
-  local model, choose, state = self.model, self.chain, self.state
-  g = assert(mav.graph({ rows = n, runtime = model.runtime }, function(rows)
-    local logits = model:forward(rows, self.kv, { fused = self.fused })
-    local results = table.pack(choose(logits, rows, state))
-    choose:observe(rows, state)
-    return table.unpack(results, 1, results.n)
-  end))
-  self.graphs[n] = g
-  return g
+--- Takes the cache back to `keep` tokens, or to none where chunked layers dropped what lies there.
+function Session:rewind(keep)
+  if keep >= self.seq.floor then
+    assert(self.seq:truncate(keep))
+  else
+    self.seq:close()
+    self.seq, self.settled = assert(self.kv:sequence { key = self.key }), 0
+  end
 end
 
---- Feeds the last token and chooses the next, which becomes the last. The cache must be filled up to it (prefill).
+-- ---- decode ------------------------------------------------------------------------------------------------------------
+
+--- The next token, which becomes the last one: of those that the last step gave, else of a new step. The cache must be filled up to
+--- the last token (prefill).
 ---@return integer id
 function Session:step()
-  local g, seq, length, times = self.step_graph, self.seq, self.length, self.times
-  if not g then
-    g = self:graph(1)
-    self.step_graph, self.step_ids, self.step_rows = g, g[1], g.rows
+  local shared = self.loop
+  if self.taken == self.given then
+    self.given, self.taken = shared:step(self), 0
+    if not (shared.bound and shared.off) then self.settled = #self.seq end
+    if self.on_step then self.on_step(self) end
   end
-  assert(seq:reserve(1))
-  self.step_rows:set(1, self.ids[length], seq.id, length - 1)
-  times:launched(mav.now())
-  g:launch()
-  g:wait()
-  times:waited(mav.now())
-  local id = self.step_ids:get(1)
-  assert(seq:commit(1))
-  self.length = length + 1
-  self.ids[length + 1] = id
+  local taken, length = self.taken + 1, self.length + 1
+  local id = shared.emitted[taken]
+  self.taken, self.length = taken, length
+  self.ids[length] = id
+  self.times:token()
   return id
 end
 
---- The chain's log probabilities of the last step: { id =, logprob =, top = { { id, logprob }, ... } }
-function Session:last_logprobs()
-  local g, top = self.step_graph, {}
-  local chosen, best, best_ids = g[2], g[3], g[4]
-  for i = 1, best.shape[2] do top[i] = { best_ids:get(1, i), best:get(1, i) } end
-  return { id = self.ids[self.length], logprob = chosen:get(1, 1), top = top }
+--- Forgets tokens that a step gave and nobody took.
+function Session:drop()
+  if self.taken < self.given then
+    self.given, self.taken, self.loop.owner = 0, 0, nil
+    if #self.seq > self.length - 1 then self:rewind(self.length - 1) end
+    self.settled = math.min(self.settled, #self.seq)
+  end
 end
+
+--- The chain's log probabilities of the last token: { id =, logprob =, top = { { id, logprob }, ... } }
+function Session:last_logprobs()
+  local chosen, best, best_ids, row = self.loop:logprobs(self.taken)
+  local top = {}
+  for i = 1, best.shape[2] do top[i] = { best_ids:get(row, i), best:get(row, i) } end
+  return { id = self.ids[self.length], logprob = chosen:get(row, 1), top = top }
+end
+
+--- Ids of the drafts that wait for verification, level by level, into out; how many.
+function Session:drafts(out) return self.loop.owner == self and self.loop:waiting_ids(out) or 0 end
+
+--- Tokens of the tree from below the root to a row, into out; how many. For steps of a chain that the host prepares.
+function Session:path(row, out) return self.loop:path(row, out) end
 
 -- ---- generate --------------------------------------------------------------------------------------------------------
 
@@ -248,6 +287,7 @@ end
 ---   options.ignore_eos   do not stop at an end-of-text token
 ---   options.stop         a string or a list of strings that end the text; they are not part of it
 ---   options.on_token     function(id, logprobs or nil), called for every token
+---   options.on_step      function(session), called after every step, before its tokens are taken
 ---
 --- Afterwards self.stopped says why: "eos", "length" (max_tokens), "stop", "context" (no room left). The ids that were added are
 --- the tail of self.ids, an end-of-text id included; self.generated counts them.
@@ -260,8 +300,9 @@ function Session:generate(prompt, options)
   for _, id in ipairs(model.config.eos) do is_eos[id] = not options.ignore_eos end
   local detokenizer = model.tokenizer and model.tokenizer:stream { skip_special = true }
   local stops = stop_strings.new(options.stop)
+  self:drop()
   if prompt then self:append(prompt) end
-  self.stopped, self.generated = nil, 0
+  self.stopped, self.generated, self.on_step = nil, 0, options.on_step
   self.times:begin()
 
   local function one()
@@ -269,22 +310,27 @@ function Session:generate(prompt, options)
     if self.length >= self.context then return nil, "context" end
     local id = self:step()
     self.generated = self.generated + 1
-    if options.on_token then options.on_token(id, self.chain.logprobs and self:last_logprobs() or nil) end
+    if options.on_token then options.on_token(id, self.loop.chain.logprobs and self:last_logprobs() or nil) end
     if is_eos[id] then return "", "eos" end
     return detokenizer and detokenizer:push(id) or ""
   end
 
   local function finish(why)
     ended, self.stopped = true, why
+    self:drop()
     return stops:push(detokenizer and detokenizer:finish() or "") .. stops:rest()
   end
 
   local function next_piece()
-    if self.generated == 0 and not ended and max_tokens > 0 then self:prefill() end
+    if self.generated == 0 and not ended and max_tokens > 0 then
+      self:prefill()
+      self.loop:request(self)
+    end
     while not ended do
       local piece, why = one()
       local text = piece and stops:push(piece) or ""
       if stops.found then
+        self:drop()
         ended, self.stopped = true, "stop"
       elseif why then
         text = text .. finish(why)
@@ -312,8 +358,7 @@ end
 
 function Session:close()
   if self.seq then self.seq:close() end
-  self.seq, self.graphs, self.step_graph, self.step_ids, self.step_rows = nil, {}, nil, nil, nil
-  self.chunk_graph, self.chunk_rows = nil, nil
+  self.seq, self.proposers = nil, {}
 end
 Session.__close = Session.close
 

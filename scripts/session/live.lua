@@ -1,0 +1,61 @@
+--- What policies see: one table of numbers, the same in every step, kept up to date without allocation.
+---
+---   steps, length, k_max, sequences     k, accepted of the last step       accepted_mean: tokens a step (acceptance length)
+---   acceptance[d]                       how often level d is accepted when level d - 1 was
+---   confidence[d], entropy, experts, experts_mean[T]                       when the policy needs them
+---   us, verify_us, draft_us             of the last step
+---   cost_verify[T], cost_draft[k], cost_step    microseconds of verifying T rows, of drafting k levels, of the rest
+---   rows(k)                             rows of a tree of k levels          drafter: who drafted last
+local live = {}
+
+local MEAN, COST, LEVEL = 0.1, 0.1, 0.05 -- weights of the newest value
+local PRIOR = 0.6                        -- acceptance of a level nothing is known of
+local OUTLIER = 3                        -- times of an interrupted step count as this many times the mean
+
+function live.new(loop)
+  local t = { steps = 0, length = 0, k_max = loop.k_max, sequences = 1, drafter = "none", k = 0, accepted = 0, accepted_mean = 1.0,
+    acceptance = {}, confidence = {}, entropy = 0.0, experts = 0, experts_mean = {}, us = 0.0, verify_us = 0.0, draft_us = 0.0,
+    cost_verify = {}, cost_draft = { [0] = 0.0 }, cost_step = 0.0 }
+  function t.rows(k) return loop:size(k) end
+  for d = 1, loop.k_max do t.acceptance[d], t.confidence[d] = PRIOR, 0.0 end
+  return t
+end
+
+local function mean(table_, key, value, weight)
+  local old = table_[key]
+  if not old then
+    table_[key] = value
+  else
+    if value > OUTLIER * old then value = OUTLIER * old end
+    table_[key] = old + weight * (value - old)
+  end
+end
+
+--- A request starts: what belongs to the text is forgotten, what belongs to the machine stays.
+function live.request(t)
+  t.steps, t.k, t.accepted, t.accepted_mean = 0, 0, 0, 1.0
+  for d = 1, t.k_max do t.acceptance[d] = PRIOR end
+end
+
+--- A step that verified v levels in T rows and accepted m drafts; then k levels were drafted. Times in microseconds.
+function live.update(t, T, v, m, k, us, verify_us, draft_us)
+  t.steps = t.steps + 1
+  t.k, t.accepted, t.us, t.verify_us, t.draft_us = v, m, us, verify_us, draft_us
+  if t.steps == 1 then t.accepted_mean = m + 1.0 else mean(t, "accepted_mean", m + 1.0, MEAN) end
+  local acceptance = t.acceptance
+  for d = 1, v do
+    if d > m + 1 then break end
+    acceptance[d] = acceptance[d] + LEVEL * ((d <= m and 1.0 or 0.0) - acceptance[d])
+  end
+  mean(t.cost_verify, T, verify_us, COST)
+  if k > 0 and draft_us > 0 then mean(t.cost_draft, k, draft_us, COST) end
+end
+
+function live.experts(t, T, count)
+  t.experts = count
+  mean(t.experts_mean, T, count, MEAN)
+end
+
+live.mean = mean
+
+return live
