@@ -152,9 +152,10 @@ local function check_quantization(reader, raw, text, dir)
   end
 end
 
-local function read_rope(reader, text)
+--- theta_default: RoPE's base where the file does not say.
+local function read_rope(reader, text, theta_default)
   local new, old = reader:object(text, "rope_parameters"), reader:object(text, "rope_scaling")
-  local theta = { key = "rope_theta", kind = "number", least = 1.5, most = 1e12, default = 500000 }
+  local theta = { key = "rope_theta", kind = "number", least = 1.5, most = 1e12, default = theta_default }
   local rope = {}
   if new and not is_null(new.rope_theta) then
     rope.theta = reader:within("rope_parameters."):value(new, theta)
@@ -297,7 +298,7 @@ local function read(dir)
     reader:fail("attention_bias", text.attention_bias, "false is allowed")
   end
 
-  c.rope = read_rope(reader, text)
+  c.rope = read_rope(reader, text, 500000)
   c.inv_freq = config.inverse_frequencies(c.head_dim, c.rope)
   read_layers(reader, c, text)
   read_stops(reader, c, text, dir)
@@ -313,5 +314,16 @@ end
 ---@return table|nil config
 ---@return table|nil err   code, op, where, and __tostring
 function config.read(dir) return fault.catch(read, dir) end
+
+--- Parts for readers of other configs (draft heads). They raise conditions of the world; their edge is fault.catch.
+---@param path string
+---@return table reader   its complaints name file, key and value: value, list, object, fail, within
+---@return table raw      the JSON object
+function config.open(path)
+  local raw = read_json(path)
+  return setmetatable({ file = path, prefix = "" }, Reader), raw
+end
+
+config.read_rope, config.check_quantization, config.is_null = read_rope, check_quantization, is_null
 
 return config

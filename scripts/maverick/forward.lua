@@ -16,6 +16,7 @@ local NONE = {}
 ---   options.head     "all" (the default), "last": of the last row only, "none": the residual stream instead of logits
 ---   options.tap      function(name, layer, tensor), called while composing with "embed" (layer 0), "q", "attention",
 ---                    "router_index" and "hidden" (the residual stream after a layer): to keep or return what lies inside
+---   options.layers   numbers of the layers to run, in their order (all): fewer are a draft of the model, out of its own weights
 ---   options.fused    false: from the unfused ops, for teaching, for tests, to see what fusion is worth
 ---   options.comm     the ranks that share heads and intermediate width
 ---@param W table     weights.load
@@ -26,12 +27,13 @@ local NONE = {}
 local function forward(W, rows, kv, options)
   options = options or NONE
   local part = options.fused == false and UNFUSED or FUSED
-  local tap, comm, head = options.tap, options.comm, options.head or "all"
+  local tap, comm, head, layers = options.tap, options.comm, options.head or "all", options.layers
 
   local x = op.embed { rows = rows, table = W.embed }
   if tap then tap("embed", 0, x) end
-  for i, L in ipairs(W.layers) do
-    local cache = kv:layer(i)
+  for n = 1, #(layers or W.layers) do
+    local i = layers and layers[n] or n
+    local L, cache = W.layers[i], kv:layer(i)
     local q = part.queries(L, x, rows, cache)
     local a = attention.attend(L, q, rows, cache)
     x = part.project(L, a, x, comm)

@@ -167,13 +167,10 @@ local function check_tensors(plan, files, dir)
 end
 
 --- A tensor of the decoder that no op would read (a bias, a layer too many) means other mathematics than ours.
-local function check_unexpected(used, files, dir, prefix, c)
+local function check_unexpected(used, files, dir, is_skipped)
   local extra = {}
   for _, name in ipairs(files:names()) do
-    local skip = used[name]
-    for _, pattern in ipairs(SKIPPED) do skip = skip or name:find(pattern) end
-    if c.tied ~= false and name == prefix .. "lm_head.weight" then skip = true end -- a tied copy
-    if not skip then extra[#extra + 1] = name end
+    if not used[name] and not is_skipped(name) then extra[#extra + 1] = name end
   end
   if #extra > 0 then
     table.sort(extra)
@@ -249,16 +246,17 @@ local function add_constants(W, c, rt)
   W.eps = c.eps
 end
 
-local function load(dir, c, options)
-  local asked = options.dtype
-  if asked ~= nil then asked = DTYPES[asked] or error(("dtype %s: fp8, bf16, f16 or f32 is allowed"):format(fault.show(asked)), 0) end
-  local rt = options.runtime
-  local files = fault.check(mav.weights(dir, { runtime = rt }))
-  local prefix = files:has("language_model.model.embed_tokens.weight") and "language_model." or ""
-  local plan, W = plan_model(c, files, prefix)
-  local used, bytes = check_tensors(plan, files, dir)
-  check_unexpected(used, files, dir, prefix, c)
+--- An empty plan, for loaders of other layouts (draft heads): add, whole, feed_forward, and then weights.fill.
+function weights.plan() return setmetatable({}, Plan) end
 
+--- Checks a plan against the files of `dir`, then copies what it names into its targets. Raises conditions of the world.
+---@param options table   as of weights.load
+---@param is_skipped function   (name): a tensor that may be there and is not read
+function weights.fill(plan, files, dir, options, is_skipped)
+  local asked, rt = options.dtype, options.runtime
+  if asked ~= nil then asked = DTYPES[asked] or error(("dtype %s: fp8, bf16, f16 or f32 is allowed"):format(fault.show(asked)), 0) end
+  local used, bytes = check_tensors(plan, files, dir)
+  check_unexpected(used, files, dir, is_skipped)
   local done = 0
   for _, entry in ipairs(plan) do
     local dtype = storage_dtype(entry, asked)
@@ -267,6 +265,20 @@ local function load(dir, c, options)
     done = done + WIDTH[entry.parts[1].dtype] * weights.elements(entry.shape)
     if options.progress then options.progress(done, bytes, entry.parts[1].name) end
   end
+end
+
+local function load(dir, c, options)
+  local rt = options.runtime
+  local files = fault.check(mav.weights(dir, { runtime = rt }))
+  local prefix = files:has("language_model.model.embed_tokens.weight") and "language_model." or ""
+  local plan, W = plan_model(c, files, prefix)
+  weights.fill(plan, files, dir, options, function(name)
+    if c.tied ~= false and name == prefix .. "lm_head.weight" then return true end -- a tied copy
+    for _, pattern in ipairs(SKIPPED) do
+      if name:find(pattern) then return true end
+    end
+    return false
+  end)
   W.head = W.head or W.embed
   add_constants(W, c, rt)
   return W
