@@ -22,6 +22,7 @@
 #define MAVK_PHILOX_W1 0xBB67AE85u /* sqrt(3) - 1 */
 #define MAVK_PHILOX_ROUNDS 10
 
+#define MAVK_LEAST 0x1p-126f /* what is not above it counts as 0 where probabilities decide: mavk_log is for normal numbers */
 #define MAVK_GUMBEL_MAX 21.5f /* no noise is larger: -ln(-ln(1 - 2^-31)) = 21.4876 */
 
 /* counter becomes the four random words. */
@@ -63,12 +64,35 @@ static inline float mavk_gumbel(uint32_t word) {
   return 0.0f - mavk_log(0.0f - (mavk_log(u) + lost));
 }
 
-/* The noise of one id. */
-static inline float mavk_noise(uint64_t seed, int64_t sequence_key, int32_t position, int32_t id) {
+/* ---- what is drawn ------------------------------------------------------------------------------------------------ */
+
+/* The streams of one seed are independent of each other; stream 0 is the seed itself, which op sample uses. */
+enum { MAVK_STREAMS_FREE = 16, MAVK_STREAM_TRY = 16, MAVK_STREAM_RESIDUAL = 17 }; /* the free ones are for op perturb */
+
+static inline uint64_t mavk_stream(uint64_t seed, uint32_t n) {
+  if (n == 0) return seed;
+  uint64_t z = seed + n * UINT64_C(0x9E3779B97F4A7C15); /* SplitMix64: Steele, Lea, Flood, OOPSLA 2014 */
+  z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+  z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
+  return z ^ z >> 31;
+}
+
+/* The random word of one id, as the token after `position`. */
+static inline uint32_t mavk_word(uint64_t seed, int64_t sequence_key, int32_t position, int32_t id) {
   uint64_t key = (uint64_t)sequence_key;
   uint32_t c[4] = {(uint32_t)id / 4, (uint32_t)position + 1u, (uint32_t)key, (uint32_t)(key >> 32)};
   mavk_philox(c, (uint32_t)seed, (uint32_t)(seed >> 32));
-  return mavk_gumbel(c[id % 4]);
+  return c[id % 4];
+}
+
+/* The noise of one id. */
+static inline float mavk_noise(uint64_t seed, int64_t sequence_key, int32_t position, int32_t id) {
+  return mavk_gumbel(mavk_word(seed, sequence_key, position, id));
+}
+
+/* Between 0 and 1, both excluded; exact in double. */
+static inline double mavk_uniform(uint64_t seed, int64_t sequence_key, int32_t position, int32_t id) {
+  return (double)(mavk_word(seed, sequence_key, position, id) >> 1 | 1u) * 0x1p-31;
 }
 
 #endif

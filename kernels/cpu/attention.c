@@ -23,7 +23,7 @@ V16_INLINE v16 load16(const void *p, const int32_t dtype, int64_t i) {
   return v16_load(f);
 }
 
-/* One row's view of its past: slot of a position. Ancestors in the batch may lie anywhere; everything before them is in place. */
+/* One row's view of its past: slot of a position. Ancestors in the rows' table may lie anywhere; everything before them is in place. */
 typedef struct past {
   const mavk_kv *kv;
   const int32_t *table;    /* of the sequence */
@@ -207,14 +207,14 @@ static void split(const past *p, int64_t head, int64_t start, const float *q, in
   add_values(p, head, from, to, s, heads, y);
 }
 
-/* The slots of row r's ancestors in the batch, oldest first; NULL when all sit at their positions. */
+/* The slots of row r's ancestors in the rows' table, oldest first; NULL when all sit at their positions. */
 static const int32_t *ancestors(const mavk_rows *rows, int64_t r, int32_t *out, int64_t *base) {
   *base = 0;
   if (rows->slot[r] == rows->pos[r]) return NULL;
   int64_t n = 0, i;
-  for (i = r; i >= 0; i = rows->parent[i]) n++;
+  for (i = r; i != MAVK_NO_ROW; i = mavk_parent(rows, i)) n++;
   *base = rows->pos[r] - n + 1;
-  for (i = r; i >= 0; i = rows->parent[i]) out[--n] = rows->slot[i];
+  for (i = r; i != MAVK_NO_ROW; i = mavk_parent(rows, i)) out[--n] = rows->slot[i];
   return out;
 }
 
@@ -225,7 +225,7 @@ void MAVK_CPU(attention)(const mavk_args_attention *a, mavk_thread *t) {
   float *score = scratch_floats(&s, heads * SPLIT), *part = scratch_floats(&s, heads * C);
   float *largest = scratch_floats(&s, heads), *sum = scratch_floats(&s, heads), *top = scratch_floats(&s, heads), *total = scratch_floats(&s, heads);
   char *copy = scratch_take(&s.own, C * 16 * 4);
-  int32_t *slots = scratch_take(&s.own, T * 4);
+  int32_t *slots = scratch_take(&s.own, (a->rows.first + T) * 4);
   memset(copy, 0, (size_t)C * 16 * 4);
   for (int64_t i; (i = mavk_claim(t)) < T * K;) {
     const int64_t r = T - 1 - i / K, head = i % K; /* the longest pasts first */

@@ -1,4 +1,4 @@
-/* kernels/cpu/reduce.c - over the last dimension: sum, mean, max, min, softmax, log_softmax, cumsum, argmax, topk.
+/* kernels/cpu/reduce.c - over the last dimension: sum, mean, max, min, softmax, log_softmax, entropy, cumsum, argmax, topk.
  * Bound by memory: softmax reads x twice and y once more; sums are taken in double on 16 lanes. */
 #include <math.h>
 
@@ -127,6 +127,49 @@ void MAVK_CPU(log_softmax)(const mavk_args_log_softmax *a, mavk_thread *t) {
   mavk_phase(t);
   for (block k; block_claim(&k, &b, &a->x, &a->y, t);)
     shift(k.y, k.x, k.count, row_largest(largest, &b, k.row), (float)log(row_sum(sums, &b, k.row)));
+}
+
+/* The sums of e^(x - m) and of e^(x - m) (x - m). */
+static void exp_sums(double sums[2], const float *x, int64_t n, float m) {
+  const v16 largest = v16_set1(m), zero = v16_zero();
+  v16d s = v16d_zero(), weighted = v16d_zero();
+  for (int64_t i = 0; i < n; i += 16) {
+    const int64_t w = mavk_min(16, n - i);
+    v16 d = v16_sub(v16_load_n(x + i, w), largest), e = v16_exp(d);
+    if (w < 16) { /* lanes beyond the row do not count */
+      float f[16] = {0};
+      v16_store_n(f, e, w);
+      e = v16_load(f);
+    }
+    s = v16d_add(s, e);
+    weighted = v16d_add(weighted, v16_select_eq(e, zero, zero, v16_mul(e, d))); /* where d is -inf */
+  }
+  sums[0] = v16d_sum(s);
+  sums[1] = v16d_sum(weighted);
+}
+
+static float entropy_of(double sum, double weighted) { return (float)(log(sum) - weighted / sum); }
+
+void MAVK_CPU(entropy)(const mavk_args_entropy *a, mavk_thread *t) {
+  const blocks b = blocks_of(&a->x);
+  float *y = a->y.p;
+  if (b.each == 1) {
+    for (block k; block_claim(&k, &b, &a->x, NULL, t);) {
+      double s[2];
+      exp_sums(s, k.x, k.count, largest_of(k.x, k.count));
+      y[k.row] = entropy_of(s[0], s[1]);
+    }
+    return;
+  }
+  const float *largest = find_largest(&b, &a->x, t);
+  double *sums = block_sums(t) + 2 * b.rows * b.each; /* behind the largest */
+  for (block k; block_claim(&k, &b, &a->x, NULL, t);) exp_sums(sums + 2 * k.index, k.x, k.count, row_largest(largest, &b, k.row));
+  mavk_phase(t);
+  for (int64_t r; (r = mavk_claim(t)) < b.rows;) {
+    double sum = 0, weighted = 0;
+    for (int64_t i = r * b.each; i < (r + 1) * b.each; i++) sum += sums[2 * i], weighted += sums[2 * i + 1];
+    y[r] = entropy_of(sum, weighted);
+  }
 }
 
 /* ---- in order ----------------------------------------------------------------------------------------------------- */

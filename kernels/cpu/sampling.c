@@ -2,16 +2,12 @@
  *
  * penalize, min_p_mask and sample work on blocks of a row (rows.h). top_k_mask and top_p_mask need an order, but of few
  * elements: top-k keeps a heap of k; top-p finds the bin of logits where the cumulative probability crosses 1 - p, and
- * sorts that bin only. A row of 200,000 logits takes well under a millisecond.
- *
- * sample makes the noise of kernels/noise.h on 16 lanes with the same operations, so the same bits, and only where it can
- * still win: no noise is larger than MAVK_GUMBEL_MAX.
+ * sorts that bin only. A row of 200,000 logits takes well under a millisecond. sample and perturb: see gumbel.h.
  */
 #include <math.h>
 
+#include "gumbel.h"
 #include "rows.h"
-
-#include "../noise.h"
 
 /* ---- repetition --------------------------------------------------------------------------------------------------- */
 
@@ -33,7 +29,7 @@ void MAVK_CPU(penalize)(const mavk_args_penalize *a, mavk_thread *t) {
       v16_store(k.y + i, v16_select_eq(v16_from_i32(v16i_load_u8(seen + i)), v16_zero(), x, y));
     }
     for (; i < k.count; i++) k.y[i] = seen[i] ? penalized(k.x[i], a->penalty) : k.x[i];
-    for (int64_t r = k.row; r >= 0; r = a->rows.parent[r]) {
+    for (int64_t r = k.row; r != MAVK_NO_ROW; r = mavk_parent(&a->rows, r)) {
       const int64_t id = a->rows.id[r] - k.first;
       if (id >= 0 && id < k.count) k.y[id] = penalized(k.x[id], a->penalty); /* from x: an id counts once */
     }
@@ -42,9 +38,10 @@ void MAVK_CPU(penalize)(const mavk_args_penalize *a, mavk_thread *t) {
 
 void MAVK_CPU(mark_seen)(const mavk_args_mark_seen *a, mavk_thread *t) {
   const int64_t V = a->seen.n[1];
+  const int32_t *accepted = a->accepted.p;
   if (mavk_claim(t) > 0) return;
   for (int64_t r = 0; r < a->rows.n; r++)
-    if (a->rows.seq[r] >= 0) ((uint8_t *)a->seen.p)[a->rows.seq[r] * V + a->rows.id[r]] = 1;
+    if (a->rows.seq[r] >= 0 && (!accepted || accepted[r] >= 0)) ((uint8_t *)a->seen.p)[a->rows.seq[r] * V + a->rows.id[r]] = 1;
 }
 
 /* ---- filters ------------------------------------------------------------------------------------------------------ */
@@ -159,80 +156,6 @@ void MAVK_CPU(min_p_mask)(const mavk_args_min_p_mask *a, mavk_thread *t) {
 
 /* ---- the draw ----------------------------------------------------------------------------------------------------- */
 
-/* mavk_philox of 16 counters that differ in their first word. */
-static void philox16(v16i c[4], uint32_t key0, uint32_t key1) {
-  for (int round = 0; round < MAVK_PHILOX_ROUNDS; round++) {
-    v16i low0, high0, low1, high1;
-    v16i_mul_wide(c[0], MAVK_PHILOX_M0, &low0, &high0);
-    v16i_mul_wide(c[2], MAVK_PHILOX_M1, &low1, &high1);
-    c[0] = v16i_xor(v16i_xor(high1, c[1]), v16i_set1((int32_t)key0));
-    c[2] = v16i_xor(v16i_xor(high0, c[3]), v16i_set1((int32_t)key1));
-    c[1] = low1;
-    c[3] = low0;
-    key0 += MAVK_PHILOX_W0;
-    key1 += MAVK_PHILOX_W1;
-  }
-}
-
-/* mavk_gumbel of 16 words. */
-static v16 gumbel16(v16i words) {
-  const v16 one = v16_set1(1), most = v16_set1(0x1.fffffep-1f);
-  v16 v = v16_mul(v16_from_i32(v16i_or(v16i_shr(words, 1), v16i_set1(1))), v16_set1(0x1p-31f));
-  v = v16_select_lt(v, most, v, most);
-  v16 u = v16_sub(one, v), lost = v16_sub(v16_sub(one, u), v);
-  return v16_sub(v16_zero(), v16_log_normal(v16_sub(v16_zero(), v16_add(v16_log_normal(u), lost))));
-}
-
-/* The best of x + noise over ids [first, first + count), first a multiple of 64; the lowest id on ties. */
-static float draw(const float *x, int64_t first, int64_t count, uint64_t seed, int64_t sequence_key, int32_t position, int32_t *id) {
-  const v16 reach = v16_set1(MAVK_GUMBEL_MAX);
-  const uint64_t key = (uint64_t)sequence_key;
-  static const int32_t iota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  v16 best[4], at[4]; /* by word of a counter: the best value of a lane, and the group of 64 ids it came from */
-  float floor = -INFINITY; /* no id below it can win */
-  for (int w = 0; w < 4; w++) best[w] = v16_set1(-INFINITY), at[w] = v16_zero();
-  for (int64_t i = 0; i < count; i += 64) {
-    v16 q[4];
-    for (int w = 0; w < 4; w++) {
-      float f[16];
-      const int64_t left = count - i - 16 * w;
-      if (left < 16) {
-        for (int j = 0; j < 16; j++) f[j] = j < left ? x[i + 16 * w + j] : -INFINITY;
-        q[w] = v16_load(f);
-      } else {
-        q[w] = v16_load(x + i + 16 * w);
-      }
-    }
-    const v16 largest = v16_max(v16_max(q[0], q[1]), v16_max(q[2], q[3]));
-    if (!v16_any_lt(v16_set1(floor), v16_add(largest, reach))) continue;
-    const v16 e0 = v16_even(q[0], q[1]), o0 = v16_odd(q[0], q[1]), e1 = v16_even(q[2], q[3]), o1 = v16_odd(q[2], q[3]);
-    const v16 logit[4] = {v16_even(e0, e1), v16_even(o0, o1), v16_odd(e0, e1), v16_odd(o0, o1)}; /* ids 4j, 4j+1, 4j+2, 4j+3 */
-    v16i c[4] = {v16i_add(v16i_set1((int32_t)((first + i) / 4)), v16i_load(iota)), v16i_set1(position + 1),
-                 v16i_set1((int32_t)(uint32_t)key), v16i_set1((int32_t)(uint32_t)(key >> 32))};
-    philox16(c, (uint32_t)seed, (uint32_t)(seed >> 32));
-    const v16 group = v16_set1((float)(i / 64));
-    for (int w = 0; w < 4; w++) {
-      const v16 y = v16_add(logit[w], gumbel16(c[w]));
-      at[w] = v16_select_lt(best[w], y, group, at[w]);
-      best[w] = v16_select_lt(best[w], y, y, best[w]);
-    }
-    const float now = v16_hmax(v16_max(v16_max(best[0], best[1]), v16_max(best[2], best[3])));
-    floor = now > floor ? now : floor;
-  }
-  float winner = -INFINITY;
-  *id = 0;
-  for (int w = 0; w < 4; w++) {
-    float value[16], group[16];
-    v16_store(value, best[w]);
-    v16_store(group, at[w]);
-    for (int j = 0; j < 16; j++) {
-      const int32_t candidate = (int32_t)(first + (int64_t)group[j] * 64 + 4 * j + w);
-      if (value[j] > winner || (value[j] == winner && value[j] > -INFINITY && candidate < *id)) winner = value[j], *id = candidate;
-    }
-  }
-  return winner;
-}
-
 void MAVK_CPU(sample)(const mavk_args_sample *a, mavk_thread *t) {
   const blocks b = blocks_of(&a->x);
   float *value = block_largest(t, &b);
@@ -241,7 +164,10 @@ void MAVK_CPU(sample)(const mavk_args_sample *a, mavk_thread *t) {
     const int32_t seq = a->rows.seq[k.row];
     value[k.index] = -INFINITY;
     id[k.index] = 0;
-    if (seq >= 0) value[k.index] = draw(k.x, k.first, k.count, (uint64_t)a->seed, a->kv.key[seq], a->rows.pos[k.row], &id[k.index]);
+    if (seq >= 0) {
+      const noise g = {(uint64_t)a->seed, a->kv.key[seq], (int32_t)(a->rows.pos[k.row] + a->ahead)};
+      value[k.index] = draw(&g, k.x, k.first, k.count, &id[k.index]);
+    }
     if (b.each == 1) ids[k.row] = id[k.index];
   }
   if (b.each == 1) return;
@@ -251,5 +177,19 @@ void MAVK_CPU(sample)(const mavk_args_sample *a, mavk_thread *t) {
     for (int64_t i = best + 1; i < (r + 1) * b.each; i++)
       if (value[i] > value[best]) best = i;
     ids[r] = id[best];
+  }
+}
+
+void MAVK_CPU(perturb)(const mavk_args_perturb *a, mavk_thread *t) {
+  const blocks b = blocks_of(&a->x);
+  const uint64_t seed = mavk_stream((uint64_t)a->seed, (uint32_t)a->stream);
+  for (block k; block_claim(&k, &b, &a->x, &a->y, t);) {
+    const int32_t seq = a->rows.seq[k.row];
+    if (seq < 0) { /* idle */
+      memset(k.y, 0, (size_t)k.count * sizeof *k.y);
+      continue;
+    }
+    const noise g = {seed, a->kv.key[seq], (int32_t)(a->rows.pos[k.row] + a->ahead)};
+    add_noise(&g, k.y, k.x, k.first, k.count);
   }
 }

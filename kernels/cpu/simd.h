@@ -57,6 +57,13 @@ V16_INLINE v16 v16_pick(v16 a, v16 b, int odd) {
   const __m512i i = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   return _mm512_permutex2var_ps(a, odd ? _mm512_add_epi32(i, _mm512_set1_epi32(1)) : i, b);
 }
+/* a0 b0 a1 b1 ..: the first (last) eight of each. */
+V16_INLINE v16 v16_zip_low(v16 a, v16 b) {
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);
+}
+V16_INLINE v16 v16_zip_high(v16 a, v16 b) {
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b);
+}
 
 V16_1(v16_abs, _mm512_abs_ps)
 V16_1(v16_sqrt, _mm512_sqrt_ps)
@@ -127,6 +134,12 @@ V16_INLINE __m256 v16_pick8(__m256 a, __m256 b, int odd) {
   return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(m), 0xd8));
 }
 V16_INLINE v16 v16_pick(v16 x, v16 y, int odd) { return (v16){v16_pick8(x.a, x.b, odd), v16_pick8(y.a, y.b, odd)}; }
+V16_INLINE v16 v16_zip8(__m256 a, __m256 b) {
+  const __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+  return (v16){_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
+}
+V16_INLINE v16 v16_zip_low(v16 x, v16 y) { return v16_zip8(x.a, y.a); }
+V16_INLINE v16 v16_zip_high(v16 x, v16 y) { return v16_zip8(x.b, y.b); }
 V16_INLINE __m256 v16_low(v16 a) { return a.a; }
 V16_INLINE __m256 v16_high(v16 a) { return a.b; }
 V16_INLINE v16 v16_abs(v16 x) {

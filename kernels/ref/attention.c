@@ -1,14 +1,14 @@
 /* kernels/ref/attention.c - softmax(scale q k^T) v over the row's own past.
  *
  * Row r at position p sees positions first <= j <= p of its sequence; first is 0, or the start of p's chunk. Positions
- * before the row's first ancestor in the batch lie at slot j; ancestors in the batch lie at their own slots.
+ * before the row's first ancestor in the rows' table lie at slot j; ancestors there lie at their own slots.
  */
 #include "ref.h"
 
 /* The slot of position j as row r sees it. */
 static int64_t slot_of(const mavk_rows *rows, int64_t r, int64_t j) {
-  while (r >= 0 && rows->pos[r] > j) r = rows->parent[r];
-  return r >= 0 ? rows->slot[r] : j;
+  while (r != MAVK_NO_ROW && rows->pos[r] > j) r = mavk_parent(rows, r);
+  return r != MAVK_NO_ROW ? rows->slot[r] : j;
 }
 
 static float dot(const mavk_kv *kv, const float *q, int64_t at) {

@@ -1,4 +1,4 @@
-/* kernels/ref/move.c - elements in other places: gather, take, concat, stack. */
+/* kernels/ref/move.c - elements in other places: gather, take, scatter, concat, stack. */
 #include "ref.h"
 
 void mavk_ref_gather(const mavk_args_gather *a) {
@@ -11,6 +11,14 @@ void mavk_ref_take(const mavk_args_take *a) {
   const int64_t T = a->x.n[0], N = a->x.n[1], I = a->index.n[1];
   for (int64_t t = 0; t < T; t++)
     for (int64_t i = 0; i < I; i++) *ref_out(&a->y, t * I + i) = *ref_in(&a->x, t * N + *ref_index(&a->index, t * I + i));
+}
+
+void mavk_ref_scatter(const mavk_args_scatter *a) {
+  const int64_t T = a->x.n[0], N = a->x.n[1], V = a->base.n[0];
+  for (int64_t t = 0; t < T; t++) {
+    for (int64_t v = 0; v < V; v++) *ref_out(&a->y, t * V + v) = *ref_in(&a->base, v);
+    for (int64_t i = 0; i < N; i++) *ref_out(&a->y, t * V + *ref_index(&a->index, i)) = *ref_in(&a->x, t * N + i);
+  }
 }
 
 void mavk_ref_concat(const mavk_args_concat *a) {

@@ -1,4 +1,4 @@
-/* kernels/ref/reduce.c - over the last dimension: sum, mean, max, min, softmax, log_softmax, cumsum, argmax, topk. */
+/* kernels/ref/reduce.c - over the last dimension: sum, mean, max, min, softmax, log_softmax, entropy, cumsum, argmax, topk. */
 #include "ref.h"
 
 void mavk_ref_sum(const mavk_args_sum *a) {
@@ -56,6 +56,21 @@ void mavk_ref_log_softmax(const mavk_args_log_softmax *a) {
     double sum = 0;
     for (int64_t i = 0; i < N; i++) sum += expf(x[i] - m);
     for (int64_t i = 0; i < N; i++) *ref_out(&a->y, t * N + i) = x[i] - m - (float)log(sum);
+  }
+}
+
+/* ln sum - (sum of e^x x) / sum, x less the largest. What has no probability adds nothing. */
+void mavk_ref_entropy(const mavk_args_entropy *a) {
+  const int64_t N = ref_last(&a->x);
+  for (int64_t t = 0; t < ref_leading(&a->x); t++) {
+    const float *x = ref_in(&a->x, t * N), m = largest(x, N);
+    double sum = 0, weighted = 0;
+    for (int64_t i = 0; i < N; i++) {
+      const float e = expf(x[i] - m);
+      sum += e;
+      if (e > 0) weighted += e * (x[i] - m);
+    }
+    *ref_out(&a->y, t) = (float)(log(sum) - weighted / sum);
   }
 }
 

@@ -155,6 +155,28 @@ static inline float ref_temperature(int32_t pos, float attn_scale, float floor_s
   return 1 + attn_scale * log1pf(floorf(((float)pos + 1) / floor_scale));
 }
 
+/* ---- sums that decide between tokens ------------------------------------------------------------------------------- */
+
+/* In double on sixteen lanes, which are folded by halves after every block. The order is part of the definition: then every
+ * backend decides alike. */
+typedef struct ref_sum {
+  double lane[16], total;
+  int64_t count;
+} ref_sum;
+
+static inline double ref_sum_fold(ref_sum *s) {
+  for (int w = 8; w; w /= 2)
+    for (int i = 0; i < w; i++) s->lane[i] += s->lane[i + w];
+  s->total += s->lane[0];
+  memset(s->lane, 0, sizeof s->lane);
+  return s->total;
+}
+
+static inline void ref_sum_add(ref_sum *s, float x) {
+  if (s->count > 0 && s->count % 16384 == 0) ref_sum_fold(s);
+  s->lane[s->count++ % 16] += x;
+}
+
 /* ---- order -------------------------------------------------------------------------------------------------------- */
 
 /* Heapsort, ascending. */

@@ -9,7 +9,7 @@ void mavk_ref_penalize(const mavk_args_penalize *a) {
     const int32_t seq = a->rows.seq[t];
     for (int64_t v = 0; v < V; v++) {
       bool occurred = seq >= 0 && seen[seq * V + v];
-      for (int64_t r = t; seq >= 0 && r >= 0; r = a->rows.parent[r]) occurred = occurred || a->rows.id[r] == v;
+      for (int64_t r = t; seq >= 0 && r != MAVK_NO_ROW; r = mavk_parent(&a->rows, r)) occurred = occurred || a->rows.id[r] == v;
       const float x = *ref_in(&a->x, t * V + v);
       *ref_out(&a->y, t * V + v) = !occurred ? x : x > 0 ? x / a->penalty : x * a->penalty;
     }
@@ -19,7 +19,8 @@ void mavk_ref_penalize(const mavk_args_penalize *a) {
 void mavk_ref_mark_seen(const mavk_args_mark_seen *a) {
   const int64_t V = a->seen.n[1];
   for (int64_t t = 0; t < a->rows.n; t++)
-    if (a->rows.seq[t] >= 0) ((uint8_t *)a->seen.p)[a->rows.seq[t] * V + a->rows.id[t]] = 1;
+    if (a->rows.seq[t] >= 0 && (!a->accepted.p || *ref_index(&a->accepted, t) >= 0))
+      ((uint8_t *)a->seen.p)[a->rows.seq[t] * V + a->rows.id[t]] = 1;
 }
 
 /* y = x in ascending order: the masks sort in their own result. */
@@ -85,9 +86,19 @@ void mavk_ref_sample(const mavk_args_sample *a) {
     for (int32_t v = 0; v < V && seq >= 0; v++) {
       const float x = *ref_in(&a->x, t * V + v);
       if (x == -INFINITY) continue;
-      const float y = x + mavk_noise((uint64_t)a->seed, a->kv.key[seq], a->rows.pos[t], v);
+      const float y = x + mavk_noise((uint64_t)a->seed, a->kv.key[seq], (int32_t)(a->rows.pos[t] + a->ahead), v);
       if (y > best) best = y, id = v;
     }
     ((int32_t *)a->ids.p)[t] = id;
+  }
+}
+
+void mavk_ref_perturb(const mavk_args_perturb *a) {
+  const int64_t V = a->x.n[1];
+  const uint64_t seed = mavk_stream((uint64_t)a->seed, (uint32_t)a->stream);
+  for (int64_t t = 0; t < a->rows.n; t++) {
+    const int32_t seq = a->rows.seq[t], pos = (int32_t)(a->rows.pos[t] + a->ahead);
+    for (int32_t v = 0; v < V; v++)
+      *ref_out(&a->y, t * V + v) = seq < 0 ? 0 : *ref_in(&a->x, t * V + v) + mavk_noise(seed, a->kv.key[seq], pos, v);
   }
 }
