@@ -55,7 +55,8 @@ static mav_err check_tensor(call *c, const mav_arg_desc *d, const mav_tensor *t)
 /* Broadcasting operands and what cast reads may have any strides. */
 static bool may_be_strided(const call *c, const mav_arg_desc *d) {
   const mav_op_desc *o = c->desc;
-  return d->kind == MAV_ARG_IN && (c->op == MAVK_OP_cast || strchr(o->arg[o->args - 1].shape, '|') != NULL);
+  const char *result = o->arg[o->args - 1].shape; /* of the last argument; NULL: not a tensor */
+  return d->kind == MAV_ARG_IN && (c->op == MAVK_OP_cast || (result && strchr(result, '|')));
 }
 
 static mav_err fill_tensor(call *c, const mav_arg_desc *d, mav_arg *a) {
