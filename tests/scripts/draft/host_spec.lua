@@ -1,4 +1,5 @@
 --- Host drafters: prompt lookup and suffix lookup, against slow searches that say what they should find.
+require "mav" -- its modules are found after it
 local ngram = require "mav.draft.ngram"
 local suffix = require "mav.draft.suffix"
 

@@ -1,4 +1,5 @@
 --- Drafters by name, and combinations of them.
+require "mav" -- its modules are found after it
 local draft = require "mav.draft"
 local first = require "mav.draft.first"
 local ngram = require "mav.draft.ngram"
