@@ -171,6 +171,7 @@ end
 --- The session's next step starts from its root alone, whatever waited.
 function Loop:begin(s)
   self.spec:begin(s.seq, s.ids[s.length])
+  if self.bound and self.bound.begin then self.bound:begin(s.seq) end -- a drafter's own tables carry the sequence too
   self.owner, self.length, self.waiting, self.observed = s, s.length, 0, false
 end
 
