@@ -32,6 +32,7 @@ end
 
 --- Gives the drafter what the forward pass left.
 function capture.feed(loop, taps)
+  if not loop.bound.tap then return end
   for _, tap in ipairs(taps) do loop.bound:tap(table.unpack(tap)) end
 end
 
