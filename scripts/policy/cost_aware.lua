@@ -1,0 +1,141 @@
+--- The depth that takes the least time for the text: weighs measured costs against how far drafts have been right.
+---
+---   time of a step of k levels = cost_step + cost_verify[rows(k)] + cost_draft[k]         (the loop's measurements)
+---   what it brings             = mav.policy.parts.runs: own counts, not stats.acceptance, because they must tell a draft that was
+---                                rejected from one that was never offered, and easy stretches of text from hard ones
+---
+--- What is not asked for is not learnt, so now and then the depth is a level more, or twice as deep. Such a probe is expected to
+--- cost time, and a budget pays for it: it grows by `explore` of the time that passes. So exploring costs no more than that share,
+--- and a policy that came down to k = 0 finds its way back.
+---
+--- With `confidence` the drafts are looked at before they are verified (mav.policy.parts.trimmer); with `experts` the costs of
+--- verification follow the number of distinct experts that the text hits (mav.policy.parts.experts).
+local check_keys = require "mav.options"
+local check = require "mav.policy.check"
+local experts = require "mav.policy.parts.experts"
+local runs = require "mav.policy.parts.runs"
+local trimmer = require "mav.policy.parts.trimmer"
+
+local OPTIONS = { explore = true, memory = true, hope = true, confidence = true, experts = true, k = true }
+local BUDGET_STEPS = 6 -- most probing saved up, in plain steps
+local PROBE_EVERY = 4 -- steps between probes, at least
+
+local CostAware = { __name = "mav.policy" }
+CostAware.__index = CostAware
+
+function CostAware:__tostring()
+  return ("cost_aware%s%s"):format(self.needs.confidence and " with confidence" or "", self.needs.experts and " and experts" or "")
+end
+
+-- ---- learning from finished steps -----------------------------------------------------------------------------------------
+
+--- Which answer asked for the drafts of the last step: two answers ago with a drafter on the host, three with one on the device,
+--- whose drafts wait a step. More drafts than an answer asked for say that it was the other.
+function CostAware:find_delay(k)
+  local two, three = self.asked[2], self.asked[3]
+  if k > three and k <= two then
+    self.delay = 2
+  elseif k > two and k <= three then
+    self.delay = 3
+  end
+end
+
+function CostAware:learn(stats)
+  if stats.steps == self.steps then return end
+  self.steps, self.quiet = stats.steps, self.quiet + 1
+  self:find_delay(stats.k)
+  if self.trimmer then
+    self.trimmer:learn(stats)
+  else
+    self.runs:learn(math.max(stats.k, self.asked[self.delay]), stats.k, stats.accepted)
+  end
+  if self.experts then self.experts:learn(stats) end
+  local plain = self.cost[0]
+  self.budget = math.min(self.budget + self.explore * math.min(stats.us, 8 * plain), BUDGET_STEPS * plain)
+end
+
+-- ---- choosing ---------------------------------------------------------------------------------------------------------------
+
+--- Fills cost[0..n] and verify[0..n], the times of a step with and without drafting; returns n, the deepest with a known cost.
+function CostAware:fill_costs(stats, n)
+  local draft = stats.cost_draft
+  local slope = self.experts and self.experts:slope(stats)
+  for d = 0, n do
+    local rows = self.rows[d]
+    local verify = stats.cost_verify[rows]
+    if not verify then return d - 1 end
+    if slope then verify = math.max(verify + self.experts:correction(stats, rows, slope), 0.5 * verify) end
+    verify = verify + stats.cost_step
+    self.verify[d], self.cost[d] = verify, verify + (draft[d] or 0.0)
+  end
+  return n
+end
+
+--- Another depth than k, when the budget pays for what it is expected to cost more; k otherwise.
+function CostAware:probe(k, n)
+  if k >= n or self.quiet < PROBE_EVERY then return k end
+  local Q = self.runs.Q
+  local deeper = self.probes % 3 == 2 and math.min(2 * k + 2, n) or k + 1
+  local price = math.max(Q[deeper] - Q[k], 0.0)
+  if price > self.budget then return k end
+  self.budget, self.quiet, self.probes = self.budget - price, 0, self.probes + 1
+  return deeper
+end
+
+function CostAware:resize(stats)
+  local k_max = stats.k_max
+  if self.runs and self.runs.k_max == k_max then return end
+  self.runs = runs.new(self.memory, self.hope, k_max)
+  for k = 0, k_max do self.rows[k] = stats.rows(k) end
+  if self.trimmer then self.trimmer:resize(k_max) end
+end
+
+function CostAware:ask(stats)
+  self:resize(stats)
+  local n = self:fill_costs(stats, math.min(stats.k_max, self.deepest or stats.k_max))
+  if n < 0 then return math.min(1, stats.k_max) end -- no costs: nothing to weigh
+  self:learn(stats)
+  local asked, k = self.asked
+  if self.trimmer then
+    k, self.budget = self.trimmer:ask(stats, self.verify, n, self.budget)
+  elseif self.delay == 2 then
+    k = self:probe(self.runs:choose(self.cost, n, asked[1]), n)
+  else
+    k = self:probe(self.runs:choose(self.cost, n, asked[2], asked[1]), n)
+  end
+  asked[3], asked[2], asked[1] = asked[2], asked[1], k
+  return k
+end
+
+local function trim(self, stats, k)
+  self:learn(stats)
+  return self.trimmer:trim(stats, self.verify, k)
+end
+
+function CostAware:reset()
+  self.steps, self.budget, self.quiet, self.probes = 0, 0.0, 0, 0
+  for i = 1, 3 do self.asked[i] = 0 end
+  if self.runs then self.runs:reset() end
+end
+
+--- options.explore      share of the time for probing (0.015)
+--- options.memory       drafts that the short memory holds (24)
+--- options.hope         share of accepted drafts believed before there is data (0.7)
+--- options.confidence   true: trims drafts by the probabilities that the drafter gave them
+--- options.experts      true: corrects costs by the distinct experts that rows hit
+--- options.k            never ask for more
+return function(options)
+  options = options or {}
+  check_keys(options, OPTIONS, "policy cost_aware")
+  local self = setmetatable({ name = "cost_aware", cost = {}, verify = {}, rows = {}, asked = {}, delay = 3 }, CostAware)
+  self.explore = check.number("policy cost_aware: explore", options.explore, 0, 1, 0.015)
+  self.memory = check.number("policy cost_aware: memory", options.memory, 2, 1e6, 24)
+  self.hope = check.number("policy cost_aware: hope", options.hope, 0, 1, 0.7)
+  if options.k ~= nil then self.deepest = check.integer("policy cost_aware: k", options.k, 0, check.K_MAX) end
+  self.needs = { costs = true, confidence = check.boolean("policy cost_aware: confidence", options.confidence, false),
+    experts = check.boolean("policy cost_aware: experts", options.experts, false) }
+  if self.needs.experts then self.experts = experts.new() end
+  if self.needs.confidence then self.trimmer, self.trim = trimmer.new(), trim end
+  self:reset()
+  return self
+end
