@@ -23,20 +23,20 @@ static const char help[] =
     "  --cases N       cases per op (default 40; ops with weights or a cache: three times that)\n"
     "  --seed N        only this case                         --first N     first seed of all ops (default 1)\n"
     "  --plant-fault OP  spoils one element of the candidate's results of OP: must be reported as a failure\n"
-    "  --bench         times; --footprint MB: data cycled through, beyond the caches (default 512)\n"
+    "  --bench         times; --footprint MB: data cycled through, beyond the caches (default 512); --vocab N: for logits\n"
     "  --json          one JSON object per op\n"
     "  --verbose       every case\n"
     "\n"
     "What is random: sizes (odd, even, around powers of two), dtypes, scales of f8 weights and how activations are rounded,\n"
-    "views with padding, optional arguments, chains and trees of rows over several sequences, idle rows, contexts around\n"
-    "page, chunk and split borders. Worst: largest difference over the largest magnitude of the expected result. Rows: each\n"
+    "views with padding, optional arguments, chains and trees of rows over several sequences, parts of a longer table, idle\n"
+    "rows, contexts around page, chunk and split borders. Worst: largest difference over the largest magnitude of the expected result. Rows: each\n"
     "row alone must give the same bits as in its batch; attention rows also with their past in other pages and slots.\n"
     "An op without a case, or whose results are all zero, fails. Exit status: 0, 1 (an op failed), 2 (usage, or no device).\n";
 
 typedef struct options {
   const char *device, *isa, *op, *against, *plant;
   int threads, cases;
-  int64_t seed, first, footprint;
+  int64_t seed, first, footprint, vocab;
   bool exact, bench, json, verbose;
 } options;
 
@@ -78,11 +78,13 @@ static int parse(options *o, int argc, char **argv) {
       if (!v) return usage("no value for", a);
       *text = v, i++;
     } else if (!strcmp(a, "--threads") || !strcmp(a, "--cases") || !strcmp(a, "--seed") || !strcmp(a, "--first") ||
-               !strcmp(a, "--footprint")) {
+               !strcmp(a, "--footprint") || !strcmp(a, "--vocab")) {
       if (!v || !number(v, &n) || (n > 1000000 && strcmp(a, "--seed") && strcmp(a, "--first"))) return usage("no number for", a);
       i++;
       if (a[2] == 't')
         o->threads = (int)n;
+      else if (a[2] == 'v')
+        o->vocab = n;
       else if (a[2] == 'c')
         o->cases = (int)n;
       else if (a[2] == 's')
@@ -133,8 +135,13 @@ static void merge(verdict *to, const verdict *v) {
   if (!to->what[0]) memcpy(to->what, v->what, sizeof to->what);
 }
 
-/* Spoils the middle element of the first result (for ops that only write the cache or in place: of that). */
+/* Spoils the middle element of the first result, or of what is written in place, an id of rows that are written, a key. */
 static void spoil(side *s) {
+  if (s->next) {
+    mav_tensor_set(mav_rows_ids(s->next), s->p->next_rows / 2, -7);
+    return;
+  }
+  if (!strcmp(s->p->desc->name, "kv_move")) side_kv_set(s, 0, 0, 0, 0, 0, 9);
   for (int i = 0; i < s->p->desc->args; i++) {
     mav_arg_kind k = s->p->desc->arg[i].kind;
     if (k != MAV_ARG_OUT && k != MAV_ARG_MUT) continue;
@@ -226,7 +233,7 @@ static bool run_op(const options *o, mav_runtime *reference, mav_runtime *candid
         d->name, ok ? "true" : "false", (long long)t.cases, (long long)t.all.compared, (long long)t.all.skipped, t.all.worst,
         o->exact ? 0 : d->tolerance, (long long)t.row_cases);
   } else {
-    printf("%-14s %5lld cases %10lld elements  worst %8.2e of %7.1e  rows %5lld  %s%s%s\n", d->name, (long long)t.cases,
+    printf("%-16s %5lld cases %10lld elements  worst %8.2e of %7.1e  rows %5lld  %s%s%s\n", d->name, (long long)t.cases,
            (long long)t.all.compared, t.all.worst, o->exact ? 0 : d->tolerance, (long long)t.row_cases, ok ? "ok" : "FAIL", ok ? "" : ": ",
            why);
     if (t.failure[0])
@@ -245,7 +252,7 @@ int main(int argc, char **argv) {
   mav_runtime *candidate = open_runtime(o.device, o.isa, o.threads);
   if (!candidate) return 2;
   if (o.bench) {
-    status = bench(candidate, o.op, o.footprint << 20, o.json);
+    status = bench(candidate, o.op, o.footprint << 20, o.vocab, o.json);
     mav_runtime_release(candidate);
     return status;
   }

@@ -9,7 +9,7 @@
 #include "mav.h"
 #include "mavk.h"
 
-#define ROWS_MAX 64
+#define ROWS_MAX 64 /* of a table */
 #define SEQUENCES_MAX 4
 
 typedef struct rng {
@@ -62,8 +62,11 @@ typedef struct plan {
   int64_t letter[26]; /* 0: not chosen yet */
   int star_dims;
   int64_t star[MAV_DIMS_MAX];
-  int64_t rows; /* 0: the op takes no rows */
-  token row[ROWS_MAX];
+  int64_t rows, first; /* the batch: `rows` rows of the table from `first` on; 0 rows: the op takes none */
+  token row[ROWS_MAX]; /* the table; parents count from its start */
+  int64_t next_rows;   /* of the table that the op writes; 0: none */
+  token next[ROWS_MAX];
+  bool next_is_rows; /* one table for both */
   cache kv;
   operand v[MAV_ARGS_MAX];
   bool comm;
@@ -82,10 +85,11 @@ int plan_arg(const plan *p, const char *name);  /* -1: none */
 bool plan_is(const plan *p, const char *names); /* is its op one of these, separated by spaces? */
 bool plan_broadcasts(const plan *p);            /* does its op broadcast? */
 int64_t operand_count(const operand *v);
+#define PLAN_TREES "accept accept_rejection accept_typical kv_move rows_advance rows_follow rows_put last_accepted" /* no row alone */
 /* Rows that can be taken one at a time: how many there are; 0: none. And whether an argument goes by row. */
 int64_t plan_row_count(const plan *p);
 bool plan_is_by_row(const plan *p, int arg);
-/* A plan with only these rows (ancestors in the batch first), for plan_row_count(p) > 0. */
+/* A plan with only these rows of the batch (ancestors in it first), for plan_row_count(p) > 0. */
 void plan_pick(plan *to, const plan *from, const int64_t *rows, int64_t count);
 /* Shapes and options in one line. */
 const char *plan_text(const plan *p, char *out, size_t bytes);
@@ -95,9 +99,10 @@ typedef struct side {
   mav_runtime *rt;
   const plan *p;
   mav_arg args[MAV_ARGS_MAX];
-  mav_rows *rows;
+  mav_rows *rows, *next;
   mav_kv *kv;
   mav_comm *comm;
+  int64_t began, ended; /* when side_call did */
   int seq[SEQUENCES_MAX];
 } side;
 
@@ -105,7 +110,8 @@ typedef struct side {
 mav_err side_bind(side *s, mav_runtime *rt, const plan *p, const side *kv);
 mav_err side_call(side *s);
 void side_free(side *s);
-void *side_data(const side *s, int arg); /* host memory of a contiguous tensor argument */
+token side_next(const side *s, int64_t row); /* of what the op wrote */
+void *side_data(const side *s, int arg);     /* host memory of a contiguous tensor argument */
 /* Value (which 0: key, 1: value) of slot, head, channel, as f32; where the slot is not mapped, 0. */
 float side_kv_get(const side *s, int seq, int64_t slot, int which, int64_t head, int64_t c);
 void side_kv_set(side *s, int seq, int64_t slot, int which, int64_t head, int64_t c, float x);
@@ -124,6 +130,7 @@ mav_err compare_rows(verdict *out, const plan *p, const side *all, int most);
 /* Attention rows again in a cache where their past lies at its own positions, in other pages: the same bits? */
 mav_err compare_relocated(verdict *out, const plan *p, const side *all, int most);
 
-int bench(mav_runtime *rt, const char *only, int64_t footprint, bool json);
+/* vocabulary: V (and N where it stands for one); 0: as the shapes have it. */
+int bench(mav_runtime *rt, const char *only, int64_t footprint, int64_t vocabulary, bool json);
 
 #endif

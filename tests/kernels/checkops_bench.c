@@ -64,7 +64,7 @@ static void set(sizes *s, const char *letters, const int64_t *values) {
   for (int i = 0; letters[i]; i++) s->letter[letters[i] - 'A'] = values[i];
 }
 
-int bench(mav_runtime *rt, const char *only, int64_t footprint, bool json) {
+int bench(mav_runtime *rt, const char *only, int64_t footprint, int64_t vocabulary, bool json) {
   static const char letters[] = "DNFMIVHKCEA";
   static const int64_t shapes[2][11] = {{1024, 1024, 2048, 1024, 1024, 32768, 8, 2, 64, 16, 1},
                                         {5120, 5120, 4096, 5120, 5120, 32768, 40, 8, 128, 4, 1}};
@@ -73,7 +73,7 @@ int bench(mav_runtime *rt, const char *only, int64_t footprint, bool json) {
   int failed = 0;
   if (mav_runtime_bandwidth(rt, (size_t)256 << 20, 3, &roof)) roof = 0;
   if (!json)
-    printf("%s %s, %d threads, %.1f GB/s read\n%-14s %-5s %5s %3s %10s %10s %8s %6s\n", mav_runtime_device(rt), mav_runtime_isa(rt),
+    printf("%s %s, %d threads, %.1f GB/s read\n%-16s %-5s %5s %3s %10s %10s %8s %6s\n", mav_runtime_device(rt), mav_runtime_isa(rt),
            mav_runtime_threads(rt), roof, "op", "w", "D", "T", "us", "KB", "GB/s", "share");
   for (int op = 0; op < mav_op_count(); op++) {
     const mav_op_desc *d = mav_op_get(op);
@@ -89,6 +89,7 @@ int bench(mav_runtime *rt, const char *only, int64_t footprint, bool json) {
           int copies;
           set(&s, letters, shapes[shape]);
           s.letter['T' - 'A'] = rows[r];
+          if (vocabulary > 0) s.letter['V' - 'A'] = vocabulary;
           if (!weights && d->arg[0].shape && strstr(d->arg[0].shape, " N")) s.letter['N' - 'A'] = s.letter['V' - 'A']; /* logits */
           plan_make(&p, op, 1, &s);
           mav_err err = measure(rt, &p, footprint, &seconds, &bytes, &copies);
@@ -107,7 +108,7 @@ int bench(mav_runtime *rt, const char *only, int64_t footprint, bool json) {
                 d->name, w, (long long)shapes[shape][0], (long long)rows[r], seconds * 1e6, bytes, speed, roof > 0 ? speed / roof : 0,
                 copies);
           else
-            printf("%-14s %-5s %5lld %3lld %10.2f %10.1f %8.2f %5.0f%%%s\n", d->name, w, (long long)shapes[shape][0], (long long)rows[r],
+            printf("%-16s %-5s %5lld %3lld %10.2f %10.1f %8.2f %5.0f%%%s\n", d->name, w, (long long)shapes[shape][0], (long long)rows[r],
                    seconds * 1e6, bytes * 1e-3, speed, roof > 0 ? 100 * speed / roof : 0,
                    bytes * copies < (double)footprint ? "  in cache" : "");
           fflush(stdout);

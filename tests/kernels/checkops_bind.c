@@ -5,6 +5,7 @@
 #include "checkops.h"
 #include "kv.h"
 #include "numeric.h"
+#include "rows.h"
 
 enum { LAYERS = 2, LAYER = 1 }; /* the op works on the second of two layers */
 
@@ -135,14 +136,34 @@ static mav_err make_cache(side *s) {
 
 /* ---- the side ----------------------------------------------------------------------------------------------------- */
 
-static mav_err make_rows(side *s) {
-  const plan *p = s->p;
-  mav_err err = mav_rows_new(&s->rows, s->rt, p->rows);
-  for (int64_t i = 0; i < p->rows && !err; i++) {
-    const token *w = &p->row[i];
-    if (w->seq >= 0) err = mav_rows_set(s->rows, i, w->id, s->kv ? s->seq[w->seq] : w->seq, w->pos, w->parent, w->slot);
+static mav_err make_table(mav_rows **out, side *s, const token *row, int64_t count) {
+  mav_err err = mav_rows_new(out, s->rt, count);
+  for (int64_t i = 0; i < count && !err; i++) {
+    const token *w = &row[i];
+    if (w->seq >= 0) err = mav_rows_set(*out, i, w->id, s->kv ? s->seq[w->seq] : w->seq, w->pos, w->parent, w->slot);
   }
   return err;
+}
+
+static mav_err make_rows(side *s) {
+  const plan *p = s->p;
+  mav_rows *table = NULL;
+  mav_err err = p->rows ? make_table(&table, s, p->row, p->first + p->rows) : MAV_OK;
+  if (!err && p->rows && p->first > 0)
+    err = mav_rows_slice(&s->rows, table, p->first, p->rows);
+  else if (table)
+    s->rows = mav_rows_retain(table);
+  if (!err && p->next_is_rows)
+    s->next = mav_rows_retain(table);
+  else if (!err && p->next_rows)
+    err = make_table(&s->next, s, p->next, p->next_rows);
+  if (table) mav_rows_release(table);
+  return err;
+}
+
+token side_next(const side *s, int64_t i) {
+  const mavk_rows k = mav__rows_kernel(s->next);
+  return (token){k.id[i], k.seq[i], k.pos[i], k.slot[i], k.parent[i]};
 }
 
 mav_err side_bind(side *s, mav_runtime *rt, const plan *p, const side *kv) {
@@ -154,7 +175,7 @@ mav_err side_bind(side *s, mav_runtime *rt, const plan *p, const side *kv) {
   } else if (p->kv.given && (err = make_cache(s))) {
     return err;
   }
-  if (p->rows && (err = make_rows(s))) return err;
+  if ((err = make_rows(s))) return err;
   if (p->comm && (err = mav_comm_self(&s->comm, rt))) return err;
   for (int i = 0; i < p->desc->args && !err; i++) {
     const operand *v = &p->v[i];
@@ -162,6 +183,9 @@ mav_err side_bind(side *s, mav_runtime *rt, const plan *p, const side *kv) {
     switch (p->desc->arg[i].kind) {
       case MAV_ARG_ROWS:
         *a = (mav_arg){.given = true, .rows = s->rows};
+        break;
+      case MAV_ARG_ROWS_OUT:
+        *a = (mav_arg){.given = true, .rows = s->next};
         break;
       case MAV_ARG_KV:
         *a = (mav_arg){.given = true, .kv = {s->kv, LAYER}};
@@ -187,7 +211,10 @@ mav_err side_bind(side *s, mav_runtime *rt, const plan *p, const side *kv) {
 }
 
 mav_err side_call(side *s) {
-  return mav_op_call(s->rt, s->p->op, s->args);
+  s->began = mav_now_ns();
+  mav_err err = mav_op_call(s->rt, s->p->op, s->args);
+  s->ended = mav_now_ns();
+  return err;
 }
 
 void side_free(side *s) {
@@ -198,6 +225,7 @@ void side_free(side *s) {
   }
   if (s->comm) mav_comm_release(s->comm);
   if (s->rows) mav_rows_release(s->rows);
+  if (s->next) mav_rows_release(s->next);
   if (s->kv) mav_kv_release(s->kv);
   *s = (side){0};
 }

@@ -59,7 +59,7 @@ static bool on_border(const plan *p, int64_t t, const operand *w, double score) 
 }
 
 static bool skip_row(const plan *p, int64_t t) {
-  if (p->rows && p->row[t].seq < 0) return true;
+  if (p->rows && p->row[p->first + t].seq < 0) return true;
   if (is(p, "norm_qkv") || is(p, "router") || is(p, "lm_head")) return on_border(p, t, named(p, "w"), 1);
   if (!is(p, "ffn_up")) return false;
   bool skip = on_border(p, t, named(p, "gate"), 1) || on_border(p, t, named(p, "up"), 1);
@@ -152,6 +152,10 @@ static void compare_integers(verdict *out, const plan *p, int arg, const side *e
     int64_t x = mavk_i64_at(ve, dtype, i), y = mavk_i64_at(va, dtype, i);
     out->compared++;
     out->nonzero += x != 0;
+    if (is(p, "stamp") && i == (int64_t)named(p, "at")->number) { /* the time of the call */
+      if (x < e->began || x > e->ended || y < a->began || y > a->ended) fail(out, 1e30, "the stamp is not of the call");
+      continue;
+    }
     if (x == y || (is(p, "router") && router_tie(p, i / each, (int32_t)x, (int32_t)y))) continue;
     snprintf(text, sizeof text, "%s[%lld] is %lld, expected %lld", p->desc->arg[arg].name, (long long)i, (long long)y, (long long)x);
     fail(out, 1e30, text);
@@ -160,16 +164,16 @@ static void compare_integers(verdict *out, const plan *p, int arg, const side *e
 
 /* ---- the cache ---------------------------------------------------------------------------------------------------- */
 
-/* Appended slots within the tolerance, or one step of bf16; everything else untouched. */
+/* Appended slots within the tolerance, or one step of bf16; everything else untouched. What kv_move copies: exactly. */
 static void compare_cache(verdict *out, const plan *p, const side *e, const side *a, double tolerance) {
   const cache *c = &p->kv;
   char text[256];
   for (int s = 0; s < c->sequences; s++) {
     bool skip[ROWS_MAX] = {false};
     for (int64_t t = 0; t < p->rows; t++)
-      if (p->row[t].seq == s && skip_row(p, t)) skip[p->row[t].slot - c->length[s]] = true;
+      if (p->row[p->first + t].seq == s && skip_row(p, t)) skip[p->row[p->first + t].slot - c->length[s]] = true;
     for (int64_t slot = 0; slot < c->length[s] + c->appended[s]; slot++) {
-      const bool appended = slot >= c->length[s];
+      const bool appended = slot >= c->length[s] && !is(p, "kv_move");
       for (int which = 0; which < 2; which++) {
         for (int64_t i = 0; i < c->kv_heads * c->head_dim; i++) {
           float x = side_kv_get(e, s, slot, which, i / c->head_dim, i % c->head_dim),
@@ -179,6 +183,7 @@ static void compare_cache(verdict *out, const plan *p, const side *e, const side
             continue;
           }
           out->compared++;
+          out->nonzero += x != 0 && is(p, "kv_move");
           if (x == y) continue;
           double error = fabs((double)x - y) / 4; /* what is appended has magnitudes of 1 to 5 */
           double allowed = !appended ? 0 : c->dtype == MAV_DTYPE_BF16 ? fabs(x) * 0x1p-7 / 4 + tolerance : tolerance;
@@ -192,6 +197,20 @@ static void compare_cache(verdict *out, const plan *p, const side *e, const side
         }
       }
     }
+  }
+}
+
+static void compare_next(verdict *out, const plan *p, const side *e, const side *a) {
+  char text[256];
+  for (int64_t i = 0; i < p->next_rows; i++) {
+    const token x = side_next(e, i), y = side_next(a, i);
+    out->compared++;
+    out->nonzero += x.id != 0;
+    if (x.id == y.id && x.seq == y.seq && x.pos == y.pos && x.slot == y.slot && x.parent == y.parent) continue;
+    snprintf(text, sizeof text,
+             "row %lld is id %d, sequence %d, position %d, slot %d, parent %d; expected id %d, sequence %d, position %d, slot %d, parent %d",
+             (long long)i, y.id, y.seq, y.pos, y.slot, y.parent, x.id, x.seq, x.pos, x.slot, x.parent);
+    fail(out, 1e30, text);
   }
 }
 
@@ -212,7 +231,8 @@ void compare(verdict *out, const plan *p, const side *e, const side *a, double t
     else
       compare_integers(out, p, i, e, a, by_row);
   }
-  if (is(p, "norm_qkv") || is(p, "rope_append")) compare_cache(out, p, e, a, tolerance);
+  if (plan_is(p, "norm_qkv rope_append kv_move")) compare_cache(out, p, e, a, tolerance);
+  compare_next(out, p, e, a);
 }
 
 /* ---- rows alone --------------------------------------------------------------------------------------------------- */
@@ -220,7 +240,7 @@ void compare(verdict *out, const plan *p, const side *e, const side *a, double t
 /* The row's ancestors in the batch and the row itself, oldest first. */
 static int64_t closure(const plan *p, int64_t r, int64_t *rows) {
   int64_t n = 0;
-  for (int64_t u = r; u >= 0; u = p->rows ? p->row[u].parent : -1) rows[n++] = u;
+  for (int64_t u = p->first + r; u >= p->first; u = p->rows ? p->row[u].parent : -1) rows[n++] = u - p->first;
   for (int64_t i = 0; i < n / 2; i++) {
     int64_t u = rows[i];
     rows[i] = rows[n - 1 - i];
@@ -250,7 +270,7 @@ mav_err compare_rows(verdict *out, const plan *p, const side *all, int most) {
   const int64_t rows = plan_row_count(p);
   const int64_t step = rows > most ? rows / most : 1;
   for (int64_t r = p->rows ? rows - 1 : rows - 1; r >= 0; r -= step) {
-    if (p->rows && p->row[r].seq < 0) continue;
+    if (p->rows && p->row[p->first + r].seq < 0) continue;
     int64_t chosen[ROWS_MAX], n = closure(p, r, chosen);
     plan one;
     side s;
@@ -265,7 +285,7 @@ mav_err compare_rows(verdict *out, const plan *p, const side *all, int most) {
   return MAV_OK;
 }
 
-/* The slot of position j as row r sees it. */
+/* The slot of position j as row r of the table sees it. */
 static int64_t slot_of(const plan *p, int64_t r, int64_t j) {
   while (r >= 0 && p->row[r].pos > j) r = p->row[r].parent;
   return r >= 0 ? p->row[r].slot : j;
@@ -273,11 +293,12 @@ static int64_t slot_of(const plan *p, int64_t r, int64_t j) {
 
 mav_err compare_relocated(verdict *out, const plan *p, const side *all, int most) {
   for (int64_t r = p->rows - 1, done = 0; r >= 0 && done < most; r--) {
-    const token *w = &p->row[r];
+    const token *w = &p->row[p->first + r];
     if (w->seq < 0) continue;
     plan one;
     side s;
     plan_pick(&one, p, &r, 1);
+    one.first = 0;
     one.kv.sequences = 1;
     one.kv.page = p->kv.page == 16 ? 64 : 16;
     one.kv.length[0] = w->pos;
@@ -288,7 +309,7 @@ mav_err compare_relocated(verdict *out, const plan *p, const side *all, int most
       for (int which = 0; which < 2; which++)
         for (int64_t h = 0; h < p->kv.kv_heads; h++)
           for (int64_t c = 0; c < p->kv.head_dim; c++)
-            side_kv_set(&s, 0, j, which, h, c, side_kv_get(all, w->seq, slot_of(p, r, j), which, h, c));
+            side_kv_set(&s, 0, j, which, h, c, side_kv_get(all, w->seq, slot_of(p, p->first + r, j), which, h, c));
     if (!err) err = side_call(&s);
     if (!err) same_bits(out, p, all, r, p->rows, &s, 1, "its past lies in other pages and slots");
     side_free(&s);

@@ -13,7 +13,7 @@ bool plan_is_by_row(const plan *p, int i) {
 }
 
 int64_t plan_row_count(const plan *p) {
-  if (plan_is(p, "stack mark_seen")) return 0;
+  if (plan_is(p, "stack mark_seen count_distinct") || plan_is(p, PLAN_TREES)) return 0;
   if (p->rows) return p->rows;
   const operand *a = &p->v[0];
   for (int i = 0; i < p->desc->args; i++)
@@ -51,10 +51,11 @@ void plan_pick(plan *to, const plan *from, const int64_t *rows, int64_t count) {
   }
   if (!from->rows) return;
   to->rows = count;
-  for (int64_t k = 0; k < count; k++) {
-    to->row[k] = from->row[rows[k]];
+  for (int64_t k = 0; k < count; k++) { /* what lies before the batch stays */
+    token *w = &to->row[from->first + k];
+    *w = from->row[from->first + rows[k]];
     for (int64_t u = 0; u < k; u++)
-      if (rows[u] == from->row[rows[k]].parent) to->row[k].parent = (int32_t)u;
+      if (from->first + rows[u] == from->row[from->first + rows[k]].parent) w->parent = (int32_t)(from->first + u);
   }
 }
 
@@ -75,7 +76,8 @@ const char *plan_text(const plan *p, char *out, size_t bytes) {
       ADD("%s=%g ", p->desc->arg[i].name, v->number);
     }
   }
-  if (p->rows) ADD("rows=%lld ", (long long)p->rows);
+  if (p->rows) ADD(p->first ? "rows=%lld from %lld " : "rows=%lld ", (long long)p->rows, (long long)p->first);
+  if (p->next_rows) ADD("next=%lld%s ", (long long)p->next_rows, p->next_is_rows ? ", the same" : "");
   if (p->kv.given) {
     ADD("kv %s H=%lld K=%d C=%d page=%d chunk=%d contexts", mav_dtype_name(p->kv.dtype), (long long)p->letter['H' - 'A'], p->kv.kv_heads,
         p->kv.head_dim, p->kv.page, p->kv.chunk);

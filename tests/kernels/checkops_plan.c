@@ -82,7 +82,9 @@ static void at_most(plan *p, char c, int64_t most) {
   if (!p->bench && *letter(p, c) > most) *letter(p, c) = most > 1 ? most : 1;
 }
 
-#define LONG_ROWS "penalize sample top_k_mask top_p_mask min_p_mask topk argmax softmax log_softmax cumsum sum mean max min"
+#define LONG_ROWS \
+  "penalize sample perturb accept_rejection accept_typical scatter top_k_mask top_p_mask min_p_mask topk argmax softmax log_softmax entropy cumsum sum mean max min"
+#define VOCABULARY "embed penalize mark_seen sample perturb accept_rejection accept_typical" /* V: what ids are below */
 
 /* Letters of an op that depend on each other, and what keeps the reference quick. */
 static void relate(plan *p, rng *r, const sizes *fixed) {
@@ -96,14 +98,19 @@ static void relate(plan *p, rng *r, const sizes *fixed) {
   set_default(p, 'A', rng_range(r, 1, *letter(p, 'E') < 3 ? *letter(p, 'E') : 3));
   set_default(p, 'B', rng_chance(r, 0.5) ? 1 : *letter(p, 'A'));
   set_default(p, 'Q', SEQUENCES_MAX + rng_range(r, 0, 2));
-  set_default(p, 'V', plan_is(p, "penalize mark_seen sample") ? rng_range(r, 1, 3000) : any_size(r));
+  set_default(p, 'V', plan_is(p, VOCABULARY) && !plan_is(p, "embed") ? rng_range(r, 1, 3000) : any_size(r));
   for (const char *c = "DFNIM"; *c; c++) set_default(p, *c, any_size(r));
   if (!p->bench && plan_is(p, LONG_ROWS) && rng_chance(r, 0.3)) *letter(p, 'N') = rng_range(r, 1, 3000);
   for (const char *c = "NMIV"; *c && !weights; c++) at_most(p, 'D', 1000000 / *letter(p, *c));
   if (!p->bench && !weights && plan_is(p, LONG_ROWS) && rng_chance(r, 0.12)) { /* longer than the blocks that threads share */
     *letter(p, 'V') = *letter(p, 'N') = rng_range(r, 16000, 50000);
-    at_most(p, 'T', 3);
+    at_most(p, 'T', plan_is(p, "accept_rejection accept_typical") ? 7 : 3);
   }
+  if (plan_is(p, "accept_rejection accept_typical") && !p->bench && rng_chance(r, 0.3)) *letter(p, 'V') = rng_range(r, 1, 20);
+  if (plan_is(p, "scatter")) *letter(p, 'N') = rng_range(r, 1, *letter(p, 'V'));
+  if (plan_is(p, "rows_advance rows_put")) *letter(p, 'N') = p->bench ? *letter(p, 'T') : rng_range(r, 1, 20);
+  p->next_is_rows = plan_is(p, "rows_advance rows_follow") && rng_chance(r, 0.3);
+  if (p->next_is_rows) *letter(p, 'N') = *letter(p, 'T');
   const int64_t T = *letter(p, 'T');
   if (has(p, MAV_ARG_KV) && !plan_is(p, "attention")) at_most(p, 'H', 12 / *letter(p, 'K') * *letter(p, 'K'));
   if (plan_is(p, "norm_qkv rope_append")) {
@@ -156,20 +163,22 @@ static void make_cache(plan *p, rng *r, const sizes *fixed) {
 }
 
 static void make_rows(plan *p, rng *r) {
-  const bool tree = !p->bench && rng_chance(r, 0.5), idle = !p->bench && rng_chance(r, 0.3);
-  const int64_t vocabulary = plan_is(p, "embed penalize mark_seen sample") ? *letter(p, 'V') : 1000;
+  const bool apart = plan_is(p, PLAN_TREES), tree = !p->bench && rng_chance(r, apart ? 0.8 : 0.5), idle = !p->bench && rng_chance(r, 0.3);
+  const int64_t vocabulary = plan_is(p, VOCABULARY) ? *letter(p, 'V') : apart ? 12 : 1000;
   int64_t last[SEQUENCES_MAX] = {-1, -1, -1, -1};
   cache *c = &p->kv;
   p->rows = *letter(p, 'T');
-  for (int64_t t = 0; t < p->rows; t++) {
+  p->first = !p->bench && !p->next_is_rows && rng_chance(r, 0.3) ? rng_range(r, 1, 6) : 0;
+  const int64_t total = p->first + p->rows, trees = rng_range(r, 1, c->sequences < total ? c->sequences : total);
+  for (int64_t t = 0; t < total; t++) {
     token *w = &p->row[t];
     *w = (token){(int32_t)rng_range(r, 0, vocabulary - 1), -1, 0, -1, -1};
     if (idle && rng_chance(r, 0.2)) continue;
-    const int s = (int)rng_range(r, 0, c->sequences - 1);
+    const int s = (int)(apart ? t * trees / total : rng_range(r, 0, c->sequences - 1));
     w->seq = (int32_t)s;
     w->parent = (int32_t)last[s];
-    if (tree && rng_chance(r, 0.4)) { /* a side branch: any earlier row of the sequence, or none */
-      w->parent = -1;
+    if (tree && rng_chance(r, apart ? 0.7 : 0.4)) { /* a side branch: any earlier row of the sequence, or none */
+      if (!apart) w->parent = -1;
       for (int64_t u = 0; u < t; u++)
         if (p->row[u].seq == s && rng_chance(r, 0.4)) w->parent = (int32_t)u;
     }
@@ -177,6 +186,40 @@ static void make_rows(plan *p, rng *r) {
     w->slot = (int32_t)(c->length[s] + c->appended[s]++);
     last[s] = t;
   }
+}
+
+/* Rows to be written: old trees, of sequences that the op's other rows hold or not. */
+static void make_next(plan *p, rng *r, char count) {
+  p->next_rows = *letter(p, count);
+  if (p->next_is_rows) return;
+  const int trees = (int)rng_range(r, 1, p->next_rows < SEQUENCES_MAX ? p->next_rows : SEQUENCES_MAX), shift = (int)rng_range(r, 0, 3);
+  int64_t root = 0;
+  for (int64_t t = 0; t < p->next_rows; t++) {
+    const int64_t tree = t * trees / p->next_rows;
+    if (t == 0 || tree != (t - 1) * trees / p->next_rows) root = t;
+    token *w = &p->next[t];
+    *w = (token){(int32_t)rng_range(r, 0, 99), (int32_t)(tree + shift) % SEQUENCES_MAX, (int32_t)rng_range(r, 0, 9), (int32_t)rng_range(r, 0, 99), -1};
+    if (t == root) continue;
+    do w->parent = (int32_t)rng_range(r, root, t - 1);
+    while (p->next[w->parent].seq < 0);
+    w->pos = p->next[w->parent].pos + 1;
+    if (!p->bench && rng_chance(r, 0.1)) w->seq = -1;
+  }
+}
+
+/* A row of the batch, as the op counts them: is it there, and its parent's number (below 0: not in the batch). */
+static bool is_live(const plan *p, int64_t t) { return p->row[p->first + t].seq >= 0; }
+static int64_t parent_of(const plan *p, int64_t t) {
+  const int32_t parent = p->row[p->first + t].parent;
+  return parent < 0 ? -1 : parent - p->first;
+}
+
+/* Any live child of row t; -1: it has none. */
+static int64_t any_child(const plan *p, int64_t t, rng *r) {
+  int64_t child = -1;
+  for (int64_t u = t + 1; u < p->rows; u++)
+    if (is_live(p, u) && parent_of(p, u) == t && (child < 0 || rng_chance(r, 0.5))) child = u;
+  return child;
 }
 
 /* ---- values ------------------------------------------------------------------------------------------------------- */
@@ -252,11 +295,69 @@ static double element(const plan *p, int i, rng *r, bool ties) {
   if (plan_is(p, "exp") && rng_chance(r, 0.01)) return -200;
   if (plan_is(p, "sigmoid silu tanh") && rng_chance(r, 0.02)) return 200 * x;
   if (plan_is(p, "quantize")) return x * exp(4 * rng_normal(r));
-  if (plan_is(p, "penalize top_k_mask top_p_mask min_p_mask sample softmax log_softmax argmax topk")) {
+  if (plan_is(p, "count_distinct stamp")) return !strcmp(d->name, "index") ? floor(rng_uniform(r) * (ties ? 3000 : 128)) - ties : 1000 * x;
+  if (plan_is(p, "penalize top_k_mask top_p_mask min_p_mask sample perturb softmax log_softmax entropy argmax topk")) {
     if (ties && rng_chance(r, 0.1)) return -INFINITY;
     return ties ? floor(3 * x) / 2 : 3 * x;
   }
   return x;
+}
+
+/* A random path down every tree, as an op would accept it. */
+static void fill_accepted(const plan *p, int32_t *accepted, rng *r) {
+  for (int64_t t = 0; t < p->rows; t++) accepted[t] = -1;
+  for (int64_t t = 0; t < p->rows; t++) {
+    int32_t place = 0;
+    if (!is_live(p, t) || parent_of(p, t) >= 0) continue;
+    for (int64_t u = t; u >= 0; u = rng_chance(r, 0.8) ? any_child(p, u, r) : -1) accepted[u] = place++;
+  }
+}
+
+/* Often a child's id. */
+static void fill_choice(const plan *p, int32_t *choice, int64_t limit, rng *r) {
+  for (int64_t t = 0; t < p->rows; t++) {
+    const int64_t child = any_child(p, t, r);
+    choice[t] = child >= 0 && rng_chance(r, 0.8) ? p->row[p->first + child].id : (int32_t)rng_range(r, 0, limit - 1);
+    if (choice[t] >= limit) choice[t] = (int32_t)(limit - 1);
+  }
+}
+
+/* Rows of probabilities, some of them 0. */
+static void fill_probabilities(float *p, int64_t rows, int64_t n, rng *r) {
+  for (int64_t t = 0; t < rows; t++) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += p[t * n + i] = i != n / 2 && rng_chance(r, 0.2) ? 0 : (float)exp(2 * rng_normal(r));
+    for (int64_t i = 0; i < n; i++) p[t * n + i] = (float)(p[t * n + i] / sum);
+  }
+}
+
+/* Ids of drafts: mostly drawn from the drafter's probabilities (the target's where there are none), now and then a sibling's. */
+static void draw_ids(plan *p, rng *r) {
+  const int q = plan_arg(p, "q");
+  const operand *from = &p->v[q >= 0 && p->v[q].given ? q : plan_arg(p, "p")];
+  for (int64_t t = 0; t < p->rows; t++) {
+    const int64_t parent = parent_of(p, t), V = from->shape[1];
+    if (!is_live(p, t) || parent < 0 || rng_chance(r, 0.1)) continue;
+    const float *row = (const float *)from->data + parent * V;
+    double u = rng_uniform(r);
+    int64_t id = 0;
+    while (id < V - 1 && (u -= row[id]) > 0) id++;
+    p->row[p->first + t].id = (int32_t)id;
+  }
+}
+
+/* All different, below limit. */
+static void fill_distinct(int32_t *index, int64_t n, int64_t limit, rng *r) {
+  int64_t k = 0;
+  for (int64_t i = 0; i < limit && k < n; i++)
+    if (rng_uniform(r) * (double)(limit - i) < (double)(n - k)) index[k++] = (int32_t)i;
+  if (k < n) abort(); /* the last ones are taken with certainty */
+  for (int64_t i = n - 1; i > 0 && rng_chance(r, 0.98); i--) { /* in any order */
+    const int64_t j = rng_range(r, 0, i);
+    const int32_t x = index[i];
+    index[i] = index[j];
+    index[j] = x;
+  }
 }
 
 static void fill(plan *p, int i, rng *r) {
@@ -266,8 +367,25 @@ static void fill(plan *p, int i, rng *r) {
   const bool ties = !p->bench && rng_chance(r, 0.4);
   v->data = calloc((size_t)n + 1, mav_dtype_bytes(v->dtype));
   if (!v->data) abort();
+  const int64_t limit = d->kind == MAV_ARG_INDEX ? *letter(p, *d->limit) : 12;
+  if (!strcmp(d->name, "accepted")) {
+    fill_accepted(p, v->data, r);
+    return;
+  }
+  if (!strcmp(d->name, "choice")) {
+    fill_choice(p, v->data, limit, r);
+    return;
+  }
+  if (plan_is(p, "accept_rejection accept_typical")) {
+    fill_probabilities(v->data, n / last, last, r);
+    return;
+  }
+  if (plan_is(p, "scatter") && d->kind == MAV_ARG_INDEX) {
+    fill_distinct(v->data, n, limit, r);
+    return;
+  }
   if (d->kind == MAV_ARG_INDEX) {
-    for (int64_t k = 0; k < n; k++) ((int32_t *)v->data)[k] = (int32_t)rng_range(r, 0, *letter(p, *d->limit) - 1);
+    for (int64_t k = 0; k < n; k++) ((int32_t *)v->data)[k] = (int32_t)rng_range(r, 0, limit - 1);
     return;
   }
   const size_t size = mav_dtype_bytes(v->dtype);
@@ -323,6 +441,13 @@ static double number(const plan *p, int i, rng *r) {
   if (!strcmp(name, "p")) return p->bench ? 0.95 : rng_chance(r, 0.1) ? 1 : rng_chance(r, 0.1) ? 0.01 : rng_uniform(r);
   if (!strcmp(name, "penalty")) return (double)PICK(r, 10, 13, 7, 20) / 10;
   if (!strcmp(name, "seed")) return (double)rng_range(r, 0, INT64_C(1) << 53);
+  if (!strcmp(name, "ahead")) return (double)PICK(r, 0, 0, 1, 2);
+  if (!strcmp(name, "stream")) return (double)PICK(r, 0, 0, 1, 7, 15);
+  if (!strcmp(name, "at")) return (double)rng_range(r, 0, N - 1);
+  if (!strcmp(name, "vocab")) return (double)*letter((plan *)p, 'V');
+  if (!strcmp(name, "shift")) return -(double)rng_range(r, 0, 1);
+  if (!strcmp(name, "trees")) return (double)rng_range(r, 1, *letter((plan *)p, 'T') < 4 ? *letter((plan *)p, 'T') : 4);
+  if (!strcmp(name, "epsilon") || !strcmp(name, "delta")) return rng_chance(r, 0.3) ? p->desc->arg[i].value : exp(-4 * rng_uniform(r));
   if (!strcmp(name, "qk_norm")) return rng_chance(r, 0.5);
   if (!strcmp(name, "half")) return rng_chance(r, 0.5);
   if (!strcmp(name, "dtype")) return (double)rng_range(r, 0, MAV_DTYPE_COUNT - 1);
@@ -344,6 +469,8 @@ void plan_make(plan *p, int op, uint64_t seed, const sizes *fixed) {
   relate(p, r, fixed);
   make_cache(p, r, fixed);
   if (has(p, MAV_ARG_ROWS)) make_rows(p, r);
+  for (int i = 0; i < p->desc->args; i++)
+    if (p->desc->arg[i].kind == MAV_ARG_ROWS_OUT) make_next(p, r, *p->desc->arg[i].shape);
   const bool experts = p->bench ? p->letter['E' - 'A'] > 1 : rng_chance(r, 0.6), rope = p->bench || rng_chance(r, 0.6);
   if (plan_is(p, "ffn_up ffn_down")) *letter(p, 'S') = experts ? *letter(p, 'A') + 1 : 1;
   p->comm = rng_chance(r, 0.5);
@@ -377,6 +504,7 @@ void plan_make(plan *p, int op, uint64_t seed, const sizes *fixed) {
       if (meets_the_same(p, i)) v->act = p->v[i - 1].act, v->in_scale = p->v[i - 1].in_scale;
     }
   }
+  if (plan_is(p, "accept_rejection accept_typical")) draw_ids(p, r);
 }
 
 void plan_free(plan *p) {
