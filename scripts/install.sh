@@ -3,7 +3,7 @@
 # test too, `install.sh --fuzz` for the fuzzers. Uses sudo when not root.
 set -euo pipefail
 
-packages=(gcc g++ cmake ninja-build pkg-config lua5.4 liblua5.4-dev libpcre2-dev libcjson-dev libedit-dev lua-argparse)
+packages=(gcc g++ cmake ninja-build pkg-config lua5.4 liblua5.4-dev libpcre2-dev libcjson-dev liblz4-dev libxxhash-dev libedit-dev lua-argparse)
 for option in "$@"; do
   case "$option" in
     --tests) packages+=(libcmocka-dev lua-busted lua-check) ;;
