@@ -50,7 +50,7 @@ function CostAware:learn(stats)
     self.runs:learn(math.max(stats.k, self.asked[self.delay]), stats.k, stats.accepted)
   end
   if self.experts then self.experts:learn(stats) end
-  local plain = self.cost[0]
+  local plain = self.cost[0] or stats.us
   self.budget = math.min(self.budget + self.explore * math.min(stats.us, 8 * plain), BUDGET_STEPS * plain)
 end
 
@@ -109,6 +109,7 @@ end
 
 local function trim(self, stats, k)
   self:learn(stats)
+  if not self.verify[k] then return k end -- of unknown cost
   return self.trimmer:trim(stats, self.verify, k)
 end
 

@@ -29,7 +29,7 @@ Runs.__index = Runs
 --- memory: observations of the moment; hope: share of accepted drafts to begin with; k_max: deepest draft.
 function runs.new(memory, hope, k_max)
   local self = setmetatable({ k_max = k_max, h = rates.new(AGES, hope, SURE, memory, k_max + 1), o = rates.new(k_max, 1.0, 1.0, memory, 0),
-    o_new = rates.new(1, 1.0, 1.0, memory, 0), is_always_offered = true, C = {}, Q = {}, next_age = AGES, count = 0, age = 0 }, Runs)
+    o_new = rates.new(1, 1.0, 1.0, memory, 0), is_always_offered = true, C = {}, Q = {}, next_age = AGES, count = 0, age = 0, alive = 1.0 }, Runs)
   for r = 0, AGES + k_max + 1 do self.C[r] = 0.0 end
   for k = 0, k_max do self.Q[k] = 0.0 end
   return self
@@ -46,11 +46,18 @@ function Runs:learn(asked, offered, accepted)
     for d = 2, math.min(asked, offered + 1, self.k_max) do self.o:add(d, d <= offered) end
   end
   for d = 1, math.min(offered, accepted + 1) do self.h:add(math.min(age + d, AGES), d <= accepted) end
-  self.age = self:after(age, offered, offered > 0 and accepted == offered)
+  self:grow(asked, offered, accepted)
 end
 
---- The age at the root of the next step.
-function Runs:after(age, verified, goes_on) return goes_on and math.min(age + verified + 1, AGES) or 0 end
+--- The age after a step. Without a draft nothing was judged: the run may be over, and when that is more likely it is taken to be.
+function Runs:grow(asked, offered, accepted)
+  local alive = asked == 0 and self.alive * self.h.mean[self.age + 1] or 1.0
+  if accepted < offered or asked > 0 and offered == 0 or alive < 0.5 then
+    self.age, self.alive = 0, 1.0
+  else
+    self.age, self.alive = math.min(self.age + offered + 1, AGES), alive
+  end
+end
 
 -- ---- time -----------------------------------------------------------------------------------------------------------------
 
@@ -120,28 +127,29 @@ function Runs:choose(cost, n, first, second)
   if self.count < EARLY then self:renew(cost, n) end
   self:renew(cost, n)
   self:clear()
-  local on, r = self:survives(self.age, first), self:after(self.age, first, first > 0)
+  local age = self.age
+  local on, r = self.alive * self:survives(age, first), math.min(age + first + 1, AGES)
   if not second then
     self:add(r, on, cost, n)
     self:add(0, 1.0 - on, cost, n)
   else
     local on_on, anew = on * self:survives(r, second), (1.0 - on) * self:survives(0, second)
-    self:add(self:after(r, second, second > 0), on_on, cost, n)
-    self:add(self:after(0, second, second > 0), anew, cost, n)
+    self:add(math.min(r + second + 1, AGES), on_on, cost, n)
+    self:add(math.min(second + 1, AGES), anew, cost, n)
     self:add(0, 1.0 - on_on - anew, cost, n)
   end
   return least(self.Q, n)
 end
 
---- Probability that all of k levels are accepted at a root of age r.
+--- Probability that all of k levels are accepted at a root of age r; for k = 0, that one would be.
 function Runs:survives(r, k)
   local p, h = 1.0, self.h.mean
-  for a = r + 1, r + k do p = p * h[a] end
+  for a = r + 1, r + (k > 0 and k or 1) do p = p * h[a] end
   return p
 end
 
 function Runs:reset()
-  self.age, self.count = 0, 0
+  self.age, self.alive, self.count = 0, 1.0, 0
   self.h:reset()
   self.o:reset()
   self.o_new:reset()

@@ -1,0 +1,129 @@
+--- Any policy on a recorded trace, without the model: what would have been drafted and accepted is in the trace, and a virtual
+--- clock advances by its costs.
+---
+--- The steps are those of the decode loop, in its order (scripts/session/loop.lua), with its statistics (session/live.lua):
+---
+---   a request starts     reset, ask                                 stats.steps = 0
+---   a step               drafts that wait: trim -> verify -> ask (statistics one step old) -> accept -> statistics
+---
+--- A drafter on the device drafts in the graph that verifies: what the answer of step i asks for is drafted in step i + 1 and
+--- verified in step i + 2. One on the host proposes right before the step. Drafts of a smaller k are the first levels of the
+--- recorded ones, and what is accepted does not depend on what else was verified: rows are independent.
+local live = require "mav.session.live"
+local policies = require "mav.policy"
+
+local replay = {}
+
+--- The costs of a trace, or of options, as the statistics have them.
+local function set_costs(stats, costs, k_max)
+  for rows, us in pairs(costs.verify_us) do stats.cost_verify[math.tointeger(tonumber(rows))] = us end
+  for k, us in pairs(costs.draft_us) do stats.cost_draft[math.tointeger(tonumber(k))] = us end
+  stats.cost_step = costs.step_us
+  for k = 0, k_max do
+    if not stats.cost_verify[stats.rows(k)] then
+      error(("costs: no verify_us of %d rows"):format(stats.rows(k)), 0)
+    end
+  end
+end
+
+local Run = {}
+Run.__index = Run
+
+local function new_run(header, policy, costs)
+  local rows_of = header.rows
+  local fake = { k_max = header.k_max, size = function(_, k) return rows_of[k + 1] end }
+  local self = setmetatable({ policy = policy, kind = header.kind, k_max = header.k_max, stats = live.new(fake), next_k = 0, waiting = 0,
+    steps = 0, tokens = 0, us = 0.0, later_tokens = 0, later_us = 0.0, plain_us = 0.0, histogram = {} }, Run)
+  set_costs(self.stats, costs, header.k_max)
+  self.verify, self.draft, self.step_us = {}, {}, costs.step_us
+  for rows, us in pairs(self.stats.cost_verify) do self.verify[rows] = us end
+  for k = 0, header.k_max do self.draft[k] = self.stats.cost_draft[k] or 0.0 end
+  for k = 0, header.k_max do self.histogram[k] = 0 end
+  return self
+end
+
+function Run:ask()
+  local answer = self.policy.fixed or policies.check_answer(self.policy:ask(self.stats), self.k_max, self.policy.name)
+  if not answer then self.off = true end
+  self.next_k = answer or 0
+end
+
+function Run:trim(point, k)
+  if k == 0 or not self.policy.trim then return k end
+  for d = 1, self.k_max do self.stats.confidence[d] = point.confidence and point.confidence[d] or nil end
+  return policies.check_trim(self.policy:trim(self.stats, k), k, self.policy.name)
+end
+
+--- Levels to verify at a point, and the time of drafting them now.
+function Run:drafts(point)
+  if self.off then return 0, 0.0 end
+  if self.kind == "device" then return self:trim(point, math.min(self.waiting, point.offered)), 0.0 end
+  local k = math.min(self.next_k, point.offered)
+  if k == 0 or not point.device then return k, self.next_k > 0 and self.draft[k] or 0.0 end
+  return self:trim(point, k), self.draft[k]
+end
+
+--- One step from a point; returns how many tokens it emits.
+function Run:step(point, left)
+  local stats, off = self.stats, self.off
+  local v, draft_us = self:drafts(point)
+  local k = self.kind == "device" and not off and self.next_k or 0
+  if not off then self:ask() end
+  local rows, m = stats.rows(v), math.min(v, point.agree)
+  local verify_us = self.verify[rows]
+  if k > 0 then draft_us = self.draft[k] end
+  self.waiting = k
+  live.update(stats, rows, v, m, k > 0 and k or v, verify_us + draft_us, verify_us, draft_us)
+  stats.entropy = point.entropy or 0.0
+  local count = math.min(m + 1, left)
+  stats.length = stats.length + count
+  self.histogram[v] = self.histogram[v] + 1
+  return count, self.step_us + verify_us + draft_us
+end
+
+function Run:request(request)
+  local stats, policy = self.stats, self.policy
+  self.off, self.waiting = false, 0
+  live.request(stats)
+  if policy.reset then policy:reset() end
+  stats.length = request.prompt_tokens
+  self:ask()
+  local at, first = 1, true
+  while at <= #request.points do
+    local count, us = self:step(request.points[at], #request.points - at + 1)
+    at = at + count
+    self.steps, self.tokens, self.us = self.steps + 1, self.tokens + count, self.us + us
+    if not first then self.later_tokens, self.later_us = self.later_tokens + count, self.later_us + us end
+    first = false
+  end
+  self.plain_us = self.plain_us + (self.step_us + self.verify[1]) * #request.points
+end
+
+--- Runs a policy over a trace (mav.sweep.trace).
+---
+---   options.policy     what mav.policy.new takes
+---   options.costs      { verify_us = { [rows] = }, draft_us = { [k] = }, step_us = }; nil: the trace's
+---   options.on_step    function(stats, k) after every step
+---
+--- Returns tokens, steps, us, acceptance_length, tokens_per_s (of the tokens after the first step), speedup over plain decoding,
+--- levels[k] = steps that verified k levels.
+function replay.run(trace, options)
+  local run = new_run(trace.header, policies.new(options.policy), options.costs or trace.header.costs)
+  if options.on_step then
+    local step = run.step
+    function run:step(point, left)
+      local count, us = step(self, point, left)
+      options.on_step(self.stats, self.stats.k, count, us)
+      return count, us
+    end
+  end
+  for _, request in ipairs(trace.requests) do run:request(request) end
+  return {
+    policy = tostring(run.policy), tokens = run.tokens, steps = run.steps, us = run.us,
+    acceptance_length = run.tokens / math.max(run.steps, 1),
+    tokens_per_s = run.later_us > 0 and run.later_tokens / run.later_us * 1e6 or 0.0, plain_us = run.plain_us,
+    speedup = run.us > 0 and run.plain_us / run.us or 0.0, levels = run.histogram,
+  }
+end
+
+return replay
