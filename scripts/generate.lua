@@ -69,14 +69,16 @@ local function run(arg)
     texts[#texts + 1] = piece
     if not args.json then io.write(piece):flush() end
   end
-  local checked = args.check and check.against_plain(s, { sample = strategy.sample, kv_dtype = args.kv, ignore_eos = args.ignore_eos }) or nil
+  local checked
+  if args.check then checked = check.against_plain(s, { sample = strategy.sample, kv_dtype = args.kv, ignore_eos = args.ignore_eos }) end
   if s.stats.bytes_per_step >= require("mav.session.stats").SHARE_BYTES_MIN and not args.quiet then model:measure_bandwidth() end
   if args.json then
     local stats = {}
     for key, value in pairs(s.stats) do stats[key] = value end
     stats.threads, stats.isa, stats.device = model.runtime.threads, model.runtime.isa, model.runtime.device
     if stats.steps then stats.steps = mav.json.array(stats.steps) end
-    io.write(mav.json.encode { ids = mav.json.array(out), text = table.concat(texts), stop = s.stopped, stats = stats, check = checked, logprobs = args.logprobs and mav.json.array(logprobs) or nil }, "\n")
+    io.write(mav.json.encode { ids = mav.json.array(out), text = table.concat(texts), stop = s.stopped, stats = stats, check = checked,
+      logprobs = args.logprobs and mav.json.array(logprobs) or nil }, "\n")
   else
     io.write("\n"):flush()
     if not args.quiet then io.stderr:write(tostring(s.stats), "\n") end

@@ -211,8 +211,9 @@ local function widths(text)
 end
 
 function cli.strategy_options(parser)
-  parser:option("-s --strategy", "a Lua file that returns a strategy, or function(model) that does (examples/strategies)"):argname("FILE.lua")
-  parser:option("--draft", "who drafts: none, ngram[=N], suffix, self=N, model=DIR, eagle3=DIR; a list with commas: the first that has anything")
+  parser:option("-s --strategy", "a Lua file that returns a strategy, or function(model) that does (examples/strategies)")
+    :argname("FILE.lua")
+  parser:option("--draft", "who drafts: none, ngram[=N], suffix, self=N, model=DIR, eagle3=DIR; with commas: the first that has anything")
     :argname("DRAFTER")
   parser:option("--k", "drafts a step; auto: what pays, from measured costs (default: 3)"):argname("N"):convert(depth)
   parser:option("--tree", "draft a tree: children of every node, level by level, as 3,2,1"):argname("WIDTHS"):convert(widths)
@@ -225,7 +226,9 @@ local function read_strategy(path, model)
   if not chunk then cli.fail("%s", err) end
   local strategy = chunk()
   if type(strategy) == "function" then strategy = strategy(model) end
-  if type(strategy) ~= "table" then cli.fail("%s returned a %s; a strategy table, or a function that makes one, is expected", path, type(strategy)) end
+  if type(strategy) ~= "table" then
+    cli.fail("%s returned a %s; a strategy table, or a function that makes one, is expected", path, type(strategy))
+  end
   return strategy
 end
 

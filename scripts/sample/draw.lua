@@ -7,6 +7,8 @@ return function(seed)
   check.integer("seed", seed, 0, math.maxinteger)
   return {
     text = "draw, seed " .. seed,
-    apply = function(logits, rows, state) return op.sample { x = logits, rows = rows, kv = state.kv, seed = seed, ahead = state.ahead or 0 } end,
+    apply = function(logits, rows, state)
+      return op.sample { x = logits, rows = rows, kv = state.kv, seed = seed, ahead = state.ahead or 0 }
+    end,
   }
 end

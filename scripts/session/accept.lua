@@ -87,7 +87,8 @@ local function typical(options)
   end
   local epsilon, delta = options.epsilon or 0.09, options.delta or 0.3
   for name, value in pairs { epsilon = epsilon, delta = delta } do
-    if type(value) ~= "number" or not (value > 0) then error(("accept: %s is %s; a number above 0 is allowed"):format(name, tostring(value)), 4) end
+    local is_above = type(value) == "number" and value > 0 -- false for NaN
+    if not is_above then error(("accept: %s is %s; a number above 0 is allowed"):format(name, tostring(value)), 4) end
   end
   return setmetatable({ epsilon = epsilon, delta = delta }, Typical)
 end
