@@ -2,9 +2,9 @@
 ---
 ---     local draft = assert(require("mav.draft.model").load("models/small", model))
 ---
---- Its layers' keys and values lie behind the model's in the same cache, so sequences, forks and truncation are shared. It reads
---- every row that the model verifies: then its cache is right whoever drafted, and keys of an accepted side branch move to
---- their positions like the model's.
+--- Its layers' keys and values lie behind the model's in the same cache, so sequences, forks and truncation are shared. Drafting a
+--- chain leaves the keys of all rows but the last, which is read when it has been verified. Of a tree, or when another drafter may
+--- have drafted, all rows that the model verified are read again, and keys of a side branch move to their positions.
 ---
 --- Sources: arXiv 2211.17192, 2302.01318.
 local mav = require "mav"
@@ -33,18 +33,23 @@ function Drafter:bind(loop)
   local cache = { layer = function(_, i) return loop.kv:layer(loop.first_layer + i - 1) end }
   local is_chain = true
   for _, width in ipairs(loop.widths) do is_chain = is_chain and width == 1 end
-  return setmetatable({ loop = loop, model = self.model, cache = cache, is_chain = is_chain,
+  return setmetatable({ loop = loop, model = self.model, cache = cache, is_chain = is_chain, is_alone = #(loop.hosts or {}) == 0,
     fill = { head = "none", fused = loop.fused }, logits = { fused = loop.fused } }, Bound)
 end
 
 --- The same prompt, for what it leaves in the cache.
 function Bound:prompt(rows) self.model:forward(rows, self.cache, self.fill) end
 
---- The rows that were verified; those that were accepted stay.
+--- After acceptance: keys of accepted rows that drafting did not leave.
 function Bound:observe(step)
-  self.model:forward(step.rows, self.cache, self.fill)
-  if self.is_chain or #step.rows == 1 then return end -- slots are positions
-  for i = 1, self.model.config.layers do op.kv_move { rows = step.rows, accepted = step.accepted, kv = self.cache:layer(i) } end
+  local rows, T = step.rows, #step.rows
+  if self.is_chain then -- slots are positions
+    self.model:forward(self.is_alone and rows:slice(T, T) or rows, self.cache, self.fill)
+    return
+  end
+  self.model:forward(rows, self.cache, self.fill)
+  if T == 1 then return end
+  for i = 1, self.model.config.layers do op.kv_move { rows = rows, accepted = step.accepted, kv = self.cache:layer(i) } end
 end
 
 function Bound:draft(step, k)
