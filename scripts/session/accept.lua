@@ -33,7 +33,7 @@ local rejection = { name = "rejection", draws = "independent" }
 
 function rejection.verify(_, loop, logits, rows)
   local p = probabilities(loop, logits, rows)
-  local q = loop.q and has_drafts(rows) and loop.q:slice(1, 1, #rows) or nil
+  local q = loop.q and not loop.certain and has_drafts(rows) and loop.q:slice(1, 1, #rows) or nil
   local accepted, choice = op.accept_rejection { rows = rows, p = p, q = q, kv = loop.state.kv, seed = loop.chain.seed }
   return choice, accepted, p
 end

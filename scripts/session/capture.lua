@@ -36,13 +36,22 @@ function capture.feed(loop, taps)
   for _, tap in ipairs(taps) do loop.bound:tap(table.unpack(tap)) end
 end
 
+--- Log probabilities of the choices, where the chain wants them.
+local function score(loop, out, logits, choice)
+  if loop.chain.logprobs then out.chosen, out.best, out.best_ids = logprobs.apply(loop.chain.logprobs, logits, choice) end
+end
+
 --- A table of what the host reads: choice, accepted, probs, entropy, chosen, best, best_ids; and the taps.
 local function verify(loop, rows)
   local tap, taps = collect(loop, loop.rule.host)
   local logits = loop.model:forward(rows, loop.kv, { fused = loop.fused, tap = tap })
   local choice, accepted, probs = loop.rule:verify(loop, logits, rows)
   local out = { choice = choice, accepted = accepted, probs = loop.rule.host and probs or nil, taps = taps }
-  if loop.chain.logprobs then out.chosen, out.best, out.best_ids = logprobs.apply(loop.chain.logprobs, logits, choice) end
+  if out.probs and loop.chain.logprobs then -- what they are is decided on the host
+    out.logits = logits
+  else
+    score(loop, out, logits, choice)
+  end
   if loop.entropy then out.entropy = op.entropy { x = logits } end
   return out
 end
@@ -141,7 +150,9 @@ function capture.settle(loop, entry, k)
   return record(loop, loop.tree:slice(1, entry.rows), function(rows)
     local step = settle(loop, rows, entry)
     if k > 0 then draft(loop, step, k) end
-    return {}
+    local out = {}
+    if entry.logits then score(loop, out, entry.logits, entry.choice) end
+    return out
   end)
 end
 

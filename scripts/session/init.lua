@@ -80,7 +80,9 @@ function session.on(shared, seq, context, key)
   local self = setmetatable({ model = shared.model, loop = shared, kv = shared.kv, kv_dtype = shared.kv.dtype, context = context, key = key,
     seq = assert(seq), length = 0, ids = reserved(math.min(context, IDS_RESERVED_MAX)), times = stats.new(shared.strategy.drafter ~= nil),
     given = 0, taken = 0, -- tokens of the last step: given by it, and taken from it
+    emitted = {}, scores = { chosen = {}, best = {}, ids = {} }, -- these tokens, and their log probabilities
     settled = 0,          -- tokens that the cache holds for the drafter too
+    stepping = false,     -- still true after a step that failed
     proposers = {} }, Session)
   for i, host in ipairs(shared.hosts) do self.proposers[i] = host:start(self) end
   return self
@@ -203,6 +205,10 @@ end
 function Session:prefill()
   local seq, target = self.seq, self.length - 1
   if target < 0 then error("nothing to continue: the session is empty", 0) end
+  if self.stepping then -- a step failed: it may have marked tokens that are not part of the text
+    self:forget_seen(math.min(#self.seq, target))
+    self.stepping = false
+  end
   if self.loop.bound and self.settled < #seq then self:rewind(self.settled) end -- tokens that the drafter has not seen
   if #self.seq > target then self:rewind(target) end -- an interrupt fell between commit and push, or the text ended before them
   seq = self.seq
@@ -226,23 +232,26 @@ function Session:rewind(keep)
   else
     self.seq:close()
     self.seq, self.settled = assert(self.kv:sequence { key = self.key }), 0
+    self:forget_seen(0)
   end
 end
 
 -- ---- decode ------------------------------------------------------------------------------------------------------------
 
---- The next token, which becomes the last one: of those that the last step gave, else of a new step. The cache must be filled up to
---- the last token (prefill).
+--- The next token, which becomes the last one: of those that the last step gave, else of a new step.
 ---@return integer id
 function Session:step()
   local shared = self.loop
   if self.taken == self.given then
+    if self.stepping or #self.seq ~= self.length - 1 then self:prefill() end
+    self.stepping = true
     self.given, self.taken = shared:step(self), 0
+    self.stepping = false
     if not (shared.bound and shared.off) then self.settled = #self.seq end
     if self.on_step then self.on_step(self) end
   end
   local taken, length = self.taken + 1, self.length + 1
-  local id = shared.emitted[taken]
+  local id = self.emitted[taken]
   self.taken, self.length = taken, length
   self.ids[length] = id
   self.times:token()
@@ -255,15 +264,19 @@ function Session:drop()
     self.given, self.taken, self.loop.owner = 0, 0, nil
     if #self.seq > self.length - 1 then self:rewind(self.length - 1) end
     self.settled = math.min(self.settled, #self.seq)
+    self:forget_seen(#self.seq)
   end
 end
 
 --- The chain's log probabilities of the last token: { id =, logprob =, top = { { id, logprob }, ... } }
 function Session:last_logprobs()
-  local chosen, best, best_ids, row = self.loop:logprobs(self.taken)
-  local top = {}
-  for i = 1, best.shape[2] do top[i] = { best_ids:get(row, i), best:get(row, i) } end
-  return { id = self.ids[self.length], logprob = chosen:get(row, 1), top = top }
+  local scores, top = self.scores, {}
+  local count = math.min(self.loop.chain.logprobs, self.loop.vocab)
+  for i = 1, count do
+    local at = (self.taken - 1) * count + i
+    top[i] = { scores.ids[at], scores.best[at] }
+  end
+  return { id = self.ids[self.length], logprob = scores.chosen[self.taken], top = top }
 end
 
 --- Ids of the drafts that wait for verification, level by level, into out; how many.

@@ -22,7 +22,7 @@ function loop.new(model, kv, strategy, options)
     chain = strategy.chain, rule = strategy.rule, policy = strategy.policy, widths = strategy.widths, k_max = strategy.k_max,
     is_tree = strategy.is_tree, fused = options.fused, call = options.call,
     steps = {}, settles = {}, draft_graphs = {}, chunks = {}, -- graphs by what they hold; rows of full pieces of a prompt
-    out = {}, emitted = {},                                   -- proposals of a host drafter; tokens of the last step
+    out = {},                                                 -- proposals of a host drafter
     waiting = 0, next_k = 0, policy_s = 0.0 }, Loop)
   self.spec = mav.spec { kv = kv, widths = self.widths }
   self.tree = self.spec.tree
@@ -102,6 +102,7 @@ function Loop:step_graph(T, k)
     return self.plain
   end
   local key = T << 8 | k
+  if self.q and self.certain then key = key | 1 << 16 end
   local entry = self.steps[key]
   if not entry then
     entry = capture.step(self, T, k)
@@ -197,8 +198,8 @@ function Loop:propose(s)
   if k == 0 then return 0 end
   for i, state in ipairs(s.proposers) do
     local n = self.call(state.propose, state, s.ids, s.length, k, self.out)
-    if n and n > 0 then
-      if math.type(n) ~= "integer" or n > k then
+    if n and n ~= 0 then
+      if math.type(n) ~= "integer" or n < 0 or n > k then
         error(("drafter '%s' proposed %s tokens; at most %d were asked for"):format(self.hosts[i].name, tostring(n), k), 0)
       end
       for j = 1, n do
@@ -237,16 +238,16 @@ function Loop:drafts(s)
   return v, 0.0
 end
 
---- One step of a session. Emitted tokens are in self.emitted[1 .. count].
+--- One step of a session. Emitted tokens are in s.emitted[1 .. count].
 ---@return integer count
 function Loop:step(s)
   if self.owner ~= s or self.length ~= s.length then self:begin(s) end
+  self.owner = nil -- of nobody while a step is under way: after an error the next one begins anew
   local spec, times, off = self.spec, s.times, self.off
   local v, drafted_s = self:drafts(s)
   local k = (self.device and #s.proposers == 0 and not off) and self.next_k or 0 -- drafted in the same graph
   local entry = self:step_graph(self.rows_of[v], k)
-  if #self.chain.prepared > 0 then self.chain:prepare(s, self.rows_of[v]) end
-  self.entry = entry
+  if self.chain.prepared and #self.chain.prepared > 0 then self.chain:prepare(s, self.rows_of[v]) end
   local launched = mav.now()
   times:launched(launched, drafted_s)
   spec:verify(entry.graph)
@@ -256,19 +257,21 @@ function Loop:step(s)
   local waited = mav.now()
   asked = self.policy_s - asked
   times:waited(waited)
-  if entry.probs then self:decide(entry, v, k) end
+  local scores = entry.probs and self:decide(entry, v, k) or entry
   local advanced = self.bound ~= nil and not off
-  local count = spec:commit(entry.accepted, entry.choice, advanced, self.emitted, 0)
-  self.observed, self.waiting, self.length = advanced, k, s.length + count
+  local count = spec:commit(entry.accepted, entry.choice, advanced, s.emitted, 0)
+  self.owner, self.observed, self.waiting, self.length = s, advanced, k, s.length + count
+  if scores.chosen then self:note_logprobs(s, entry, scores, count) end
   if self.strategy.drafter then self:account(s, entry, v, count - 1, k, waited - launched - asked, drafted_s) end
   return count
 end
 
---- The host accepts; then what follows from it runs.
+--- The host accepts; then what follows from it runs. Returns where the log probabilities are.
 function Loop:decide(entry, v, k)
   self.rule:decide(self, self.rows_of[v], entry.accepted, entry.choice, entry.probs)
   local after = cached(self.settles, entry.rows << 8 | k, capture.settle, self, entry, k)
   after.graph:launch():wait()
+  return after
 end
 
 function Loop:account(s, entry, v, m, k, seconds, drafted_s)
@@ -301,10 +304,17 @@ function Loop:last_row(entry, m)
   end
 end
 
---- Where the log probabilities of the n-th token of the last step are: three tensors and a row.
-function Loop:logprobs(n)
-  local entry = self.entry
-  return entry.chosen, entry.best, entry.best_ids, self:last_row(entry, n - 1)
+--- Keeps the log probabilities of a step's tokens for their session; another one may step before they are taken.
+function Loop:note_logprobs(s, entry, scores, count)
+  local top, n, kept = math.min(self.chain.logprobs, self.vocab), 0, s.scores
+  for place = 1, count do
+    local row = self:last_row(entry, place - 1)
+    kept.chosen[place] = scores.chosen:get(row, 1)
+    for i = 1, top do
+      n = n + 1
+      kept.best[n], kept.ids[n] = scores.best:get(row, i), scores.best_ids:get(row, i)
+    end
+  end
 end
 
 --- Tokens below the root down to a row.
