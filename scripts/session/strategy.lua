@@ -95,6 +95,7 @@ function strategy.new(options)
   s.k_max, s.is_tree = #s.widths, not is_chain(s.widths)
   s.policy = policies.new(not s.drafter and 0 or policy == nil and s.k_max or policy, s.k_max)
   s.rule = accept.new(given.accept, call)
+  if s.rule.draws == "independent" and s.chain.is_greedy then s.rule = accept.new() end -- all the probability is on one token
   if s.rule ~= accept.new() and not s.chain.filter then
     error("strategy.accept: a sampler that is a plain function chooses by itself; use a chain with functions in it", 3)
   end
