@@ -23,7 +23,8 @@ function loop.new(model, kv, strategy, options)
     is_tree = strategy.is_tree, fused = options.fused, call = options.call,
     steps = {}, settles = {}, draft_graphs = {}, chunks = {}, -- graphs by what they hold; rows of full pieces of a prompt
     out = {},                                                 -- proposals of a host drafter
-    waiting = 0, next_k = 0, policy_s = 0.0 }, Loop)
+    waiting = 0, next_k = 0, policy_s = 0.0,
+    certain = false }, Loop)                                  -- a host drafter made the drafts to verify: they have no probabilities
   self.spec = mav.spec { kv = kv, widths = self.widths }
   self.tree = self.spec.tree
   self.rows_of = { [0] = 1 }
@@ -211,6 +212,7 @@ function Loop:propose(s)
       end
       self.live.drafter = self.hosts[i].name
       self.spec:draft(n, self.out)
+      self.certain = true
       return n
     end
   end
@@ -220,6 +222,7 @@ end
 --- What to verify in this step: how many levels. Host drafters go first; a device drafter's graph is launched only when they have
 --- nothing.
 function Loop:drafts(s)
+  self.certain = false
   if self.off then return 0, 0.0 end
   if #s.proposers > 0 then
     local started = mav.now()
