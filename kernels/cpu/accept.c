@@ -7,7 +7,6 @@
 #include <math.h>
 
 #include "gumbel.h"
-#include "rows.h"
 
 /* The first live child of row r after row `after`; rows->n: none. */
 static int64_t next_child(const mavk_rows *rows, int64_t r, int64_t after) {

@@ -1,7 +1,8 @@
 /* kernels/cpu/gumbel.h - the noise of kernels/noise.h on sixteen lanes: the same operations, so the same bits. A counter
  * makes the words of four ids, so sixteen counters make those of 64; word w of counter j belongs to id 4 j + w.
  *
- * A draw makes noise only where it can still win: no noise is larger than MAVK_GUMBEL_MAX.
+ * Noise is made only where it matters: not where all is -inf, and in a draw only where an id can still win (no noise is
+ * larger than MAVK_GUMBEL_MAX).
  */
 #ifndef MAVK_GUMBEL_H
 #define MAVK_GUMBEL_H
@@ -9,8 +10,7 @@
 #include <math.h>
 
 #include "../noise.h"
-#include "cpu.h"
-#include "lanes.h"
+#include "rows.h"
 
 typedef struct noise {
   uint64_t seed;
@@ -56,6 +56,10 @@ V16_INLINE void noise_words(const noise *g, int64_t first, v16i c[4]) {
 /* y = x + noise over ids [first, first + count), first a multiple of 4. */
 static inline void add_noise(const noise *g, float *y, const float *x, int64_t first, int64_t count) {
   for (int64_t i = 0; i < count; i += 64) {
+    if (largest_of(x + i, mavk_min(64, count - i)) == -INFINITY) {
+      memcpy(y + i, x + i, (size_t)mavk_min(64, count - i) * sizeof *y);
+      continue;
+    }
     v16i c[4];
     noise_words(g, first + i, c);
     const v16 g0 = gumbel16(c[0]), g1 = gumbel16(c[1]), g2 = gumbel16(c[2]), g3 = gumbel16(c[3]);

@@ -188,22 +188,31 @@ static void make_rows(plan *p, rng *r) {
   }
 }
 
-/* Rows to be written: old trees, of sequences that the op's other rows hold or not. */
+/* Rows to be written: old trees, of sequences that the op's other rows hold. */
 static void make_next(plan *p, rng *r, char count) {
+  int32_t sequences[SEQUENCES_MAX], trees = 0;
   p->next_rows = *letter(p, count);
   if (p->next_is_rows) return;
-  const int trees = (int)rng_range(r, 1, p->next_rows < SEQUENCES_MAX ? p->next_rows : SEQUENCES_MAX), shift = (int)rng_range(r, 0, 3);
+  for (int32_t s = 0; s < SEQUENCES_MAX; s++) {
+    bool is_there = p->rows == 0;
+    for (int64_t t = p->first; t < p->first + p->rows; t++) is_there = is_there || p->row[t].seq == s;
+    if (is_there && trees < p->next_rows) sequences[trees++] = s;
+  }
+  if (trees > 0) trees = (int32_t)rng_range(r, 1, trees);
   int64_t root = 0;
   for (int64_t t = 0; t < p->next_rows; t++) {
     const int64_t tree = t * trees / p->next_rows;
-    if (t == 0 || tree != (t - 1) * trees / p->next_rows) root = t;
+    const bool is_root = t == 0 || tree != (t - 1) * trees / p->next_rows;
     token *w = &p->next[t];
-    *w = (token){(int32_t)rng_range(r, 0, 99), (int32_t)(tree + shift) % SEQUENCES_MAX, (int32_t)rng_range(r, 0, 9), (int32_t)rng_range(r, 0, 99), -1};
-    if (t == root) continue;
+    *w = (token){(int32_t)rng_range(r, 0, 99), -1, 0, (int32_t)rng_range(r, 0, 99), -1};
+    if (is_root) root = t;
+    if (trees == 0 || (!is_root && !p->bench && rng_chance(r, 0.1))) continue; /* idle */
+    w->seq = sequences[trees - 1 - tree];
+    w->pos = (int32_t)rng_range(r, 0, 9);
+    if (is_root) continue;
     do w->parent = (int32_t)rng_range(r, root, t - 1);
     while (p->next[w->parent].seq < 0);
     w->pos = p->next[w->parent].pos + 1;
-    if (!p->bench && rng_chance(r, 0.1)) w->seq = -1;
   }
 }
 
