@@ -84,8 +84,10 @@ function Step:choose(logits, rows, d, ahead)
     _, ids = op.topk { x = x, k = width }
   end
   if loop.confidence then
-    local to = loop.confidence:slice(1, loop:size(d - 1) + 1, loop:size(d)):reshape { n, width }
-    op.take { x = probs, index = ids:reshape { n, width }, out = to }
+    local to, of, _ = loop.confidence:slice(1, loop:size(d - 1) + 1, loop:size(d)):reshape { n, width }, ids, nil
+    -- independent draws: of the likeliest ids. What is verified must not depend on what was drawn, or the distribution changes
+    if independent then _, of = op.topk { x = probs, k = width } end
+    op.take { x = probs, index = of:reshape { n, width }, out = to }
   end
   ids = ids:reshape { n * width }
   op.rows_put { ids = ids, next = loop:level(d), vocab = loop.vocab }

@@ -1,4 +1,5 @@
---- Times of a session. Recording is arithmetic on fields and on a ring made beforehand: no allocation in a step.
+--- Times of a session. Recording is arithmetic on fields and on a ring made in the first step: no allocation in the others, and a
+--- fork that makes no step costs nothing.
 ---
 --- Lua's own share of a step is the time from a wait returning to the next launch, less what the caller of the iterator did in
 --- between (printing, say), which is counted by itself, and less what a host drafter took, which counts as drafting.
@@ -18,13 +19,16 @@ end
 
 --- speculates: there is a drafter, and its steps are recorded one by one.
 function stats.new(speculates)
-  local self = setmetatable({ ring = zeros(0.0), prompt_tokens = 0, prompt_s = 0.0 }, Times)
-  if speculates then
-    self.k, self.accepted, self.verify_us, self.draft_us = zeros(0), zeros(0), zeros(0.0), zeros(0.0)
-    self.entropy, self.drafter = zeros(0.0), zeros("none")
-  end
+  local self = setmetatable({ speculates = speculates, prompt_tokens = 0, prompt_s = 0.0 }, Times)
   self:begin()
   return self
+end
+
+function Times:make_rings()
+  self.ring = zeros(0.0)
+  if not self.speculates then return end
+  self.k, self.accepted, self.verify_us, self.draft_us = zeros(0), zeros(0), zeros(0.0), zeros(0.0)
+  self.entropy, self.drafter = zeros(0.0), zeros("none")
 end
 
 --- A new generation starts: only the prompt's figures of the prefill to come are kept.
@@ -52,6 +56,7 @@ function Times:suspend(now) self.left = now end
 
 --- drafting: seconds of a host drafter since the last wait.
 function Times:launched(now, drafting)
+  if not self.ring then self:make_rings() end
   if self.steps > 0 then
     self.lua_s = self.lua_s + (now - self.wait - self.away - drafting)
     self.caller_s = self.caller_s + self.away
@@ -137,7 +142,7 @@ end
 ---                   { k =, accepted =, us =, verify_us =, draft_us =, entropy =, drafter = }: with a drafter. us is all of it but Lua
 ---   bandwidth_share of the bandwidth measured on this runtime (session:measure_bandwidth), for steps too big for caches
 function Times:summary(s)
-  local sorted = table.move(self.ring, 1, math.min(self.steps, RING), 1, {})
+  local sorted = self.ring and table.move(self.ring, 1, math.min(self.steps, RING), 1, {}) or {}
   table.sort(sorted)
   local steps, span = self.steps, self.last - self.first
   local out = {
