@@ -402,6 +402,86 @@ MAV_API const mav_safetensors_entry *mav_weights_entry(const mav_weights *w, con
 /* A read-only tensor on the mapped file (a copy where the file left it misaligned). */
 MAV_API mav_err mav_weights_get(mav_weights *w, const char *name, mav_tensor **out);
 
+/* ---- packs ---------------------------------------------------------------------------------------------------------- */
+
+/* One rank's weights in one file, as the runtime wants them: docs/pack-format.md. Opening maps the file and checks the header,
+ * every place and size; it reads no weight. Chunks of a tensor are stored raw or as LZ4. Reading checks the hash of what is
+ * compressed; raw chunks are mapped as they are, and only verify looks at their hashes. */
+typedef struct mav_pack mav_pack;
+
+typedef struct mav_pack_info {
+  const char *path, *meta; /* meta: JSON text of an object: source, recipe, model, ...; whatever the writer was given */
+  int rank, ranks;
+  uint64_t chunk_bytes, chunks, file_bytes;
+} mav_pack_info;
+
+typedef struct mav_pack_entry {
+  const char *name;
+  mav_dtype dtype;
+  int dims;
+  int64_t shape[MAV_DIMS_MAX];
+  const char *layout; /* order of the elements; "row": row-major */
+  const char *scale;  /* name of the tensor that is its scale; NULL: none */
+  mav_act act;
+  float in_scale;          /* act static */
+  uint64_t chunk, chunks;  /* the first one, and how many */
+  size_t bytes, stored;    /* of the tensor; of its chunks in the file */
+  const void *data;        /* every chunk is raw: mapped, read only, on a page boundary; else NULL */
+} mav_pack_entry;
+
+MAV_API mav_err mav_pack_open(mav_pack **out, const char *path, mav_diag *diag);
+MAV_API mav_pack *mav_pack_retain(mav_pack *p);
+MAV_API void mav_pack_release(mav_pack *p);
+MAV_API const mav_pack_info *mav_pack_get_info(const mav_pack *p);
+MAV_API int mav_pack_count(const mav_pack *p);
+MAV_API const mav_pack_entry *mav_pack_get(const mav_pack *p, int i); /* NULL: no such index */
+MAV_API int mav_pack_find(const mav_pack *p, const char *name);       /* -1: none */
+/* Bytes [begin, begin + bytes) of tensor i, by so many threads (0: one per processor). Any thread may call it. */
+MAV_API mav_err mav_pack_read(const mav_pack *p, int i, size_t begin, size_t bytes, void *dst, int threads, mav_diag *diag);
+/* Reads every chunk of tensor i: hashes, what is compressed, and the zeros behind each. */
+MAV_API mav_err mav_pack_verify(const mav_pack *p, int i, int threads, mav_diag *diag);
+/* A read-only tensor with its scale attached: on the mapped file where all chunks are raw, else a copy. Layout "row" only. */
+MAV_API mav_err mav_pack_tensor(mav_pack *p, int i, mav_runtime *rt, mav_tensor **out);
+
+/* What a pack will hold. The tensors' bytes come later, in this order. */
+typedef struct mav_pack_item {
+  const char *name;
+  mav_dtype dtype;
+  int dims;
+  int64_t shape[MAV_DIMS_MAX];
+  const char *layout; /* NULL: "row" */
+  const char *scale;  /* NULL: none */
+  mav_act act;        /* of a tensor with a scale */
+  float in_scale;     /* act static */
+  bool compress;      /* LZ4 for chunks where it saves a tenth; else all raw */
+} mav_pack_item;
+
+typedef struct mav_pack_plan {
+  const char *meta;   /* JSON text of an object; NULL: {} */
+  int rank, ranks;    /* ranks 0: one */
+  size_t chunk_bytes; /* a multiple of 4096 up to 1 GiB; 0: 16 MiB */
+  size_t sync_bytes;  /* written between syncs: the most that a crash loses; 0: 256 MiB */
+  int count;
+  const mav_pack_item *items;
+  bool fresh; /* drop what an earlier writer left, whatever its plan */
+  /* While the chunks of an earlier writer are read again: how far that is. False: stop. NULL: none. */
+  bool (*progress)(void *user, uint64_t done, uint64_t total);
+  void *user;
+} mav_pack_plan;
+
+/* Writes PATH.part and PATH.journal; finish renames the one to PATH and removes the other, so that a pack of that name is a
+ * whole one. What an earlier writer of the same plan left is taken up at the last chunk that is there undamaged; of another
+ * plan: an error, unless fresh. The finished file depends on the plan and the bytes alone, not on interruptions. */
+typedef struct mav_pack_writer mav_pack_writer;
+MAV_API mav_err mav_pack_writer_open(mav_pack_writer **out, const char *path, const mav_pack_plan *plan, mav_diag *diag);
+/* What put expects next: a tensor (the count of items: all is there) and the first of its bytes. */
+MAV_API void mav_pack_writer_next(const mav_pack_writer *w, int *tensor, uint64_t *begin);
+/* More bytes of the tensor that is next, in any pieces. After an error of the world the writer can only be closed. */
+MAV_API mav_err mav_pack_writer_put(mav_pack_writer *w, int tensor, const void *data, size_t bytes, mav_diag *diag);
+MAV_API mav_err mav_pack_writer_finish(mav_pack_writer *w, mav_diag *diag);
+/* Frees it. Not finished: whole chunks stay for the next writer. */
+MAV_API void mav_pack_writer_close(mav_pack_writer *w);
+
 /* ---- tokenizer ------------------------------------------------------------------------------------------------------- */
 
 /* tokenizer.json: byte-level BPE with added tokens. Independent of any runtime; safe to share between threads. */
