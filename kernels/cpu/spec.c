@@ -8,13 +8,14 @@
 
 /* ---- keys and values ---------------------------------------------------------------------------------------------- */
 
-/* The place of a slot of one head: page and slot within it. */
+/* Where one head's part of a slot's page begins. */
 static int64_t page_of(const mavk_kv *kv, int32_t seq, int64_t slot, int64_t head) {
   return ((int64_t)kv->table[seq * kv->table_stride + slot / kv->page] * kv->kv_heads + head) * kv->page * kv->head_dim;
 }
 
 static void move_slot(const mavk_kv *kv, int32_t seq, int64_t from, int64_t to, int64_t head) {
-  const int64_t size = (int64_t)mavk_dtype_bytes(kv->dtype), C = kv->head_dim, at = page_of(kv, seq, from, head), onto = page_of(kv, seq, to, head);
+  const int64_t size = (int64_t)mavk_dtype_bytes(kv->dtype), C = kv->head_dim;
+  const int64_t at = page_of(kv, seq, from, head), onto = page_of(kv, seq, to, head);
   const char *k = (const char *)kv->k + (at + from % kv->page) * size, *v = (const char *)kv->v + (at + from % kv->page * C) * size;
   char *new_k = (char *)kv->k + (onto + to % kv->page) * size, *new_v = (char *)kv->v + (onto + to % kv->page * C) * size;
   const int64_t step = kv->page * size; /* keys are transposed in their page */

@@ -29,7 +29,8 @@ static const char help[] =
     "\n"
     "What is random: sizes (odd, even, around powers of two), dtypes, scales of f8 weights and how activations are rounded,\n"
     "views with padding, optional arguments, chains and trees of rows over several sequences, parts of a longer table, idle\n"
-    "rows, contexts around page, chunk and split borders. Worst: largest difference over the largest magnitude of the expected result. Rows: each\n"
+    "rows, contexts around page, chunk and split borders. Worst: largest difference over the largest magnitude of the expected result. "
+    "Rows: each\n"
     "row alone must give the same bits as in its batch; attention rows also with their past in other pages and slots.\n"
     "An op without a case, or whose results are all zero, fails. Exit status: 0, 1 (an op failed), 2 (usage, or no device).\n";
 

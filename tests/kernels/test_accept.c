@@ -240,7 +240,8 @@ static void run(const char *name, const int width[2], drafter how, fault wrong, 
   make_language(&drafts, 1234);
   draw_many(&t, &target, &drafts, width, how, wrong);
   compare(&t, &target, out);
-  print_message("%-34s %.3f tokens a step; first %+.2f, second %+.2f standard deviations\n", name, (double)t.tokens / (double)t.steps, out[0], out[1]);
+  print_message("%-34s %.3f tokens a step; first %+.2f, second %+.2f standard deviations\n", name, (double)t.tokens / (double)t.steps,
+                out[0], out[1]);
 }
 
 static void is_exact(const char *name, const int width[2], drafter how, fault wrong) {
@@ -355,8 +356,10 @@ static void perturb_is_the_noise_of_sample(void **state) {
     assert_int_equal(largest(y), sampled(p, n, n / 7, SEED, n % 3));
     assert_int_equal(sampled(p, n, n / 7, SEED, n % 3), sampled(p, n + n % 3, n / 7, SEED, 0)); /* ahead is a position */
     for (int i = 0; i < V; i++)
-      if (p[i] > 0) assert_true(y[i] == logf(p[i]) + mavk_noise(SEED, n / 7, n + n % 3, i));
-      else assert_true(y[i] == -INFINITY);
+      if (p[i] > 0)
+        assert_true(y[i] == logf(p[i]) + mavk_noise(SEED, n / 7, n + n % 3, i));
+      else
+        assert_true(y[i] == -INFINITY);
     perturbed(z, p, n, n / 7, SEED, 1 + n % 15, n % 3);
     same += largest(y) == largest(z);
   }
@@ -385,10 +388,12 @@ static void streams_never_change(void **state) {
 static void accept_takes_the_first_child_of_equals(void **state) {
   (void)state;
   /* two trees and an idle row: 0 -> 1, 2, 3; 3 -> 4;  5 -> 7; 6 is idle */
-  int32_t id[] = {9, 5, 4, 5, 8, 2, 3, 3}, seq[] = {0, 0, 0, 0, 0, 1, -1, 1}, pos[] = {6, 7, 7, 7, 8, 0, 0, 1}, parent[] = {-1, 0, 0, 0, 3, -1, 5, 5};
+  int32_t id[] = {9, 5, 4, 5, 8, 2, 3, 3}, seq[] = {0, 0, 0, 0, 0, 1, -1, 1}, pos[] = {6, 7, 7, 7, 8, 0, 0, 1},
+          parent[] = {-1, 0, 0, 0, 3, -1, 5, 5};
   int32_t choice[] = {5, 1, 1, 8, 0, 3, 0, 7}, accepted[8];
   mavk_args_accept a = {.rows = {.n = 8, .id = id, .seq = seq, .pos = pos, .slot = pos, .parent = parent},
-                        .choice = integers(choice, 8), .accepted = integers(accepted, 8)};
+                        .choice = integers(choice, 8),
+                        .accepted = integers(accepted, 8)};
   mavk_ref_accept(&a);
   assert_memory_equal(accepted, ((int32_t[]){0, 1, -1, -1, -1, 0, -1, 1}), sizeof accepted);
   choice[0] = 4;
@@ -411,8 +416,13 @@ static void typical_acceptance_follows_its_formula(void **state) {
   memset(t.p, 0, sizeof t.p);
   t.p[0][0] = 0.2f, t.p[0][1] = 0.2f, t.p[0][2] = 0.6f;
   t.p[2][2] = 0.05f, t.p[2][3] = 0.95f;
-  mavk_args_accept_typical a = {.rows = rows_of(&t), .p = floats(t.p, t.n), .choice = integers(choice, t.n), .epsilon = 0.3f, .delta = 0.5f,
-                                .accepted = integers(t.accepted, t.n), .next_ids = integers(next_ids, t.n)};
+  mavk_args_accept_typical a = {.rows = rows_of(&t),
+                                .p = floats(t.p, t.n),
+                                .choice = integers(choice, t.n),
+                                .epsilon = 0.3f,
+                                .delta = 0.5f,
+                                .accepted = integers(t.accepted, t.n),
+                                .next_ids = integers(next_ids, t.n)};
   const double limit = 0.5 * exp(0.4 * log(0.2) + 0.6 * log(0.6)); /* 0.193: below epsilon */
   assert_true(limit > 0.19 && limit < 0.2);
   mavk_ref_accept_typical(&a); /* both children are likely enough and equal: the first, which has no children */
