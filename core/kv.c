@@ -10,6 +10,7 @@
  */
 #include "kv.h"
 
+#include <math.h>
 #include <string.h>
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -20,6 +21,13 @@ static int32_t *table_of(const mav_kv *kv, const mav__kv_group *g, int seq) {
 static int heads_of(const mav_kv_options *o, int layer) { return o->layer_kv_heads ? o->layer_kv_heads[layer] : o->kv_heads; }
 static int dim_of(const mav_kv_options *o, int layer) { return o->layer_head_dim ? o->layer_head_dim[layer] : o->head_dim; }
 
+/* The scale of a layer; 1 where the cache has none. */
+static float scale_of(const mav_kv_options *o, const float *scale, int layer) {
+  return scale && o->dtype == MAV_DTYPE_F8 ? scale[layer] : 1;
+}
+
+static bool is_scale(float x) { return x > 0 && isfinite(x); }
+
 static mav_err check_options(mav_runtime *rt, const mav_kv_options *o) {
   const char *op = "kv_new";
   if (o->layers < 1 || o->layers > 4096) return MAV_RT_FAIL(rt, RANGE, op, "layers = %d; expected 1 to 4096", o->layers);
@@ -29,8 +37,12 @@ static mav_err check_options(mav_runtime *rt, const mav_kv_options *o) {
     if (dim < 2 || dim > 1024 || dim % 2)
       return MAV_RT_FAIL(rt, RANGE, op, "layer %d: head_dim = %d; expected an even number from 2 to 1024", i, dim);
   }
-  if (o->dtype != MAV_DTYPE_F32 && o->dtype != MAV_DTYPE_BF16)
-    return MAV_RT_FAIL(rt, DTYPE, op, "dtype %s; the cache is f32 or bf16", mav_dtype_name(o->dtype));
+  if (o->dtype != MAV_DTYPE_F32 && o->dtype != MAV_DTYPE_BF16 && o->dtype != MAV_DTYPE_F8)
+    return MAV_RT_FAIL(rt, DTYPE, op, "dtype %s; the cache is f32, bf16 or f8", mav_dtype_name(o->dtype));
+  for (int i = 0; i < o->layers; i++)
+    if (!is_scale(scale_of(o, o->k_scale, i)) || !is_scale(scale_of(o, o->v_scale, i)))
+      return MAV_RT_FAIL(rt, RANGE, op, "layer %d: scales of keys and values are %g and %g; expected numbers above 0", i,
+                         (double)scale_of(o, o->k_scale, i), (double)scale_of(o, o->v_scale, i));
   if (o->tokens < 1 || o->tokens > (int64_t)1 << 31)
     return MAV_RT_FAIL(rt, RANGE, op, "tokens = %lld; expected 1 to 2^31", (long long)o->tokens);
   if (o->sequences < 0 || o->sequences > 65536) return MAV_RT_FAIL(rt, RANGE, op, "sequences = %d; expected 0 to 65536", o->sequences);
@@ -94,6 +106,8 @@ mav_err mav_kv_new(mav_kv **out, mav_runtime *rt, const mav_kv_options *o) {
     l->group = g;
     l->kv_heads = heads_of(o, i);
     l->head_dim = dim_of(o, i);
+    l->k_scale = scale_of(o, o->k_scale, i);
+    l->v_scale = scale_of(o, o->v_scale, i);
     size_t bytes = (size_t)kv->group[g].pages * page_bytes(kv, l);
     MAV_GOTO(mav__buffer_new(&l->k, rt, MAV__BUFFER_OWNED, bytes, true, "kv_new"));
     MAV_GOTO(mav__buffer_new(&l->v, rt, MAV__BUFFER_OWNED, bytes, true, "kv_new"));
@@ -289,8 +303,8 @@ mavk_kv mav__kv_kernel(const mav_kv *kv, int layer) {
   return (mavk_kv){.k = l->k->data,
                    .v = l->v->data,
                    .dtype = (int32_t)kv->dtype,
-                   .k_scale = 1,
-                   .v_scale = 1,
+                   .k_scale = l->k_scale,
+                   .v_scale = l->v_scale,
                    .page = kv->page,
                    .kv_heads = l->kv_heads,
                    .head_dim = l->head_dim,

@@ -17,6 +17,7 @@ typedef struct mav__kv_group {
 typedef struct mav__kv_layer {
   int group;
   int64_t kv_heads, head_dim;
+  float k_scale, v_scale; /* of F8; else 1 */
   mav__buffer *k, *v;
 } mav__kv_layer;
 

@@ -187,7 +187,8 @@ typedef struct mav_kv_options {
   const int32_t *chunk; /* (layers) attention chunk of each layer, 0: full. NULL: all full */
   int kv_heads, head_dim;
   const int32_t *layer_kv_heads, *layer_head_dim; /* (layers) where layers differ; NULL: kv_heads, head_dim in all */
-  mav_dtype dtype;          /* F32 or BF16 */
+  mav_dtype dtype;          /* F32, BF16 or F8: e4m3(k / k_scale), e4m3(v / v_scale) */
+  const float *k_scale, *v_scale; /* (layers) of an F8 cache, above 0; NULL: 1 in all */
   int64_t tokens;           /* capacity over all sequences, rounded up to pages */
   int sequences;            /* most sequences at a time; 0: 64 */
   int page;                 /* slots a page, a power of two; 0: 32 */

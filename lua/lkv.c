@@ -1,6 +1,7 @@
 /* lua/lkv.c - the paged KV cache, its layer handles and its sequences. Layers count from 1; positions, lengths and sequence
  * ids are 0-based numbers. reserve and commit are on the replay path: they allocate nothing on this side. */
 #include <limits.h>
+#include <math.h>
 #include <string.h>
 
 #include "lmav.h"
@@ -20,6 +21,25 @@ static int32_t *per_layer(lua_State *L, const char *key, int layers, lua_Integer
     lua_Integer n = lua_tointegerx(L, -1, &exact);
     if (!exact || n < least || n > INT32_MAX) lmav_key_error(L, 1, key, "layer %d: an integer from %d on expected", i + 1, (int)least);
     list[i] = (int32_t)n;
+    lua_pop(L, 1);
+  }
+  return list;
+}
+
+/* A scale for every layer, likewise. */
+static float *scales(lua_State *L, const char *key, int layers) {
+  int type = lua_getfield(L, 1, key), source = lua_gettop(L);
+  if (type == LUA_TNIL) return NULL;
+  if (type != LUA_TTABLE && type != LUA_TNUMBER) lmav_key_error(L, 1, key, "list or number expected, got %s", luaL_typename(L, -1));
+  if (type == LUA_TTABLE && lua_rawlen(L, -1) != (lua_Unsigned)layers)
+    lmav_key_error(L, 1, key, "%d layers need as many values, got %d", layers, (int)lua_rawlen(L, -1));
+  float *list = lua_newuserdatauv(L, (size_t)layers * sizeof *list, 0);
+  for (int i = 0; i < layers; i++) {
+    if (type == LUA_TTABLE) lua_rawgeti(L, source, i + 1);
+    else lua_pushvalue(L, source);
+    int is_number;
+    list[i] = (float)lua_tonumberx(L, -1, &is_number);
+    if (!is_number || !(list[i] > 0) || !isfinite(list[i])) lmav_key_error(L, 1, key, "layer %d: a number above 0 expected", i + 1);
     lua_pop(L, 1);
   }
   return list;
@@ -47,15 +67,16 @@ local Kv = {}
 local Sequence = {}
 
 ---A new cache. chunk: attention chunk of every layer (a list, or one number for all), 0: full. kv_heads and head_dim: also lists, where
----layers differ (those of a draft head, say, beside the model's: one sequence then holds both).
----@param options {layers: integer, kv_heads: integer|integer[], head_dim: integer|integer[], tokens: integer, chunk?: integer|integer[], dtype?: "f32"|"bf16", sequences?: integer, page?: integer, context_max?: integer, runtime?: mav.Runtime}
+---layers differ (those of a draft head, say, beside the model's: one sequence then holds both). An f8 cache holds e4m3(k / k_scale) and
+---e4m3(v / v_scale); a scale for every layer (a list, or one number for all), 1 when absent.
+---@param options {layers: integer, kv_heads: integer|integer[], head_dim: integer|integer[], tokens: integer, chunk?: integer|integer[], dtype?: "f32"|"bf16"|"f8", k_scale?: number|number[], v_scale?: number|number[], sequences?: integer, page?: integer, context_max?: integer, runtime?: mav.Runtime}
 ---@return mav.Kv? kv
 ---@return mav.Error? err
 function mav.kv(options) end
 */
 static int kv_new(lua_State *L) {
-  static const char *const keys[] = {"layers",    "chunk", "kv_heads",    "head_dim", "dtype", "tokens",
-                                     "sequences", "page",  "context_max", "runtime",  NULL};
+  static const char *const keys[] = {"layers", "chunk",       "kv_heads", "head_dim", "dtype",   "tokens", "sequences",
+                                     "page",   "context_max", "runtime",  "k_scale",  "v_scale", NULL};
   lmav_check_options(L, 1, false, keys);
   lua_settop(L, 1);
   static const char *const required[] = {"layers", "kv_heads", "head_dim", "tokens"};
@@ -72,6 +93,8 @@ static int kv_new(lua_State *L) {
   o.context_max = lmav_opt_integer(L, 1, "context_max", 0, (lua_Integer)1 << 48, 0);
   o.chunk = per_layer(L, "chunk", o.layers, 0);
   o.layer_kv_heads = per_layer(L, "kv_heads", o.layers, 1);
+  o.k_scale = scales(L, "k_scale", o.layers);
+  o.v_scale = scales(L, "v_scale", o.layers);
   o.layer_head_dim = per_layer(L, "head_dim", o.layers, 1);
   mav_runtime *rt = lmav_push_runtime(L, 1);
   lmav_object *u = lmav_new(L, LMAV_KV);

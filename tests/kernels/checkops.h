@@ -51,6 +51,7 @@ typedef struct cache {
   int64_t length[SEQUENCES_MAX], appended[SEQUENCES_MAX], key[SEQUENCES_MAX]; /* committed tokens, slots after them */
   int chunk, page, kv_heads, head_dim;
   mav_dtype dtype;
+  float k_scale, v_scale; /* of f8 */
   uint64_t seed; /* of the contents */
 } cache;
 

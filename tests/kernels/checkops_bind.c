@@ -66,7 +66,8 @@ static mav_err attach_scale(mav_tensor *t, mav_runtime *rt, const operand *v) {
 
 /* ---- the cache ---------------------------------------------------------------------------------------------------- */
 
-static void *kv_element(const side *s, int seq, int64_t slot, int which, int64_t head, int64_t c) {
+/* An element of the cache, and its scale. */
+static void *kv_element(const side *s, int seq, int64_t slot, int which, int64_t head, int64_t c, float *scale) {
   mavk_kv kv = mav__kv_kernel(s->kv, LAYER);
   int64_t page = kv.table[s->seq[seq] * kv.table_stride + slot / kv.page], at;
   if (page < 0) return NULL;
@@ -74,17 +75,20 @@ static void *kv_element(const side *s, int seq, int64_t slot, int which, int64_t
     at = ((page * kv.kv_heads + head) * kv.head_dim + c) * kv.page + slot % kv.page; /* keys are transposed in a page */
   else
     at = ((page * kv.kv_heads + head) * kv.page + slot % kv.page) * kv.head_dim + c;
+  *scale = which ? kv.v_scale : kv.k_scale;
   return (char *)(which ? kv.v : kv.k) + (size_t)at * mavk_dtype_bytes(kv.dtype);
 }
 
 float side_kv_get(const side *s, int seq, int64_t slot, int which, int64_t head, int64_t c) {
-  void *e = kv_element(s, seq, slot, which, head, c);
-  return e ? mavk_f32_at(e, (int32_t)s->p->kv.dtype, 0) : 0;
+  float scale;
+  void *e = kv_element(s, seq, slot, which, head, c, &scale);
+  return e ? mavk_f32_at(e, (int32_t)s->p->kv.dtype, 0) * scale : 0;
 }
 
 void side_kv_set(side *s, int seq, int64_t slot, int which, int64_t head, int64_t c, float x) {
-  void *e = kv_element(s, seq, slot, which, head, c);
-  if (e) mavk_put_f32(e, (int32_t)s->p->kv.dtype, 0, x);
+  float scale;
+  void *e = kv_element(s, seq, slot, which, head, c, &scale);
+  if (e) mavk_put_f32(e, (int32_t)s->p->kv.dtype, 0, x / scale);
 }
 
 static mav_err make_cache(side *s) {
@@ -97,11 +101,14 @@ static mav_err make_cache(side *s) {
     longest = n > longest ? n : longest;
   }
   int32_t chunk[LAYERS] = {0, c->chunk};
+  float k_scale[LAYERS] = {1, c->k_scale}, v_scale[LAYERS] = {1, c->v_scale};
   mav_kv_options o = {.layers = LAYERS,
                       .chunk = chunk,
                       .kv_heads = c->kv_heads,
                       .head_dim = c->head_dim,
                       .dtype = c->dtype,
+                      .k_scale = k_scale,
+                      .v_scale = v_scale,
                       .tokens = tokens + 4 * c->page,
                       .sequences = SEQUENCES_MAX + 1,
                       .page = c->page,

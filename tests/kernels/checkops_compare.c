@@ -164,7 +164,7 @@ static void compare_integers(verdict *out, const plan *p, int arg, const side *e
 
 /* ---- the cache ---------------------------------------------------------------------------------------------------- */
 
-/* Appended slots within the tolerance, or one step of bf16; everything else untouched. What kv_move copies: exactly. */
+/* Appended slots within the tolerance, or one step of bf16 or f8; everything else untouched. What kv_move copies: exactly. */
 static void compare_cache(verdict *out, const plan *p, const side *e, const side *a, double tolerance) {
   const cache *c = &p->kv;
   char text[256];
@@ -186,7 +186,9 @@ static void compare_cache(verdict *out, const plan *p, const side *e, const side
           out->nonzero += x != 0 && is(p, "kv_move");
           if (x == y) continue;
           double error = fabs((double)x - y) / 4; /* what is appended has magnitudes of 1 to 5 */
-          double allowed = !appended ? 0 : c->dtype == MAV_DTYPE_BF16 ? fabs(x) * 0x1p-7 / 4 + tolerance : tolerance;
+          double step = c->dtype == MAV_DTYPE_BF16 ? fabs(x) * 0x1p-7 : 0;
+          if (c->dtype == MAV_DTYPE_F8) step = fmax(fabs(x) * 0x1p-3, 0x1p-9 * (double)(which ? c->v_scale : c->k_scale));
+          double allowed = !appended ? 0 : step / 4 + tolerance;
           snprintf(text, sizeof text, "%s of sequence %d, slot %lld, head %lld, channel %lld is %.9g, expected %.9g",
                    which ? "value" : "key", s, (long long)slot, (long long)(i / c->head_dim), (long long)(i % c->head_dim), (double)y,
                    (double)x);

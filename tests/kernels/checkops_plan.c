@@ -137,7 +137,9 @@ static void make_cache(plan *p, rng *r, const sizes *fixed) {
   c->sequences = (int)rng_range(r, 1, SEQUENCES_MAX);
   c->kv_heads = (int)*letter(p, 'K');
   c->head_dim = (int)*letter(p, 'C');
-  c->dtype = rng_chance(r, 0.5) ? MAV_DTYPE_F32 : MAV_DTYPE_BF16;
+  c->dtype = PICK(r, MAV_DTYPE_F32, MAV_DTYPE_BF16, MAV_DTYPE_F8);
+  c->k_scale = (float)(0.01 + rng_uniform(r) * 0.02); /* some keys and values saturate */
+  c->v_scale = (float)(0.01 + rng_uniform(r) * 0.02);
   c->page = PICK(r, 16, 32, 64, 128);
   c->chunk = rng_chance(r, 0.5) ? 0 : PICK(r, 1, 2, 8, 31, 32, 33, 64, 100, 256, 300);
   c->seed = rng_next(r);
