@@ -5,30 +5,31 @@
 --- between (printing, say), which is counted by itself, and less what a host drafter took, which counts as drafting.
 local stats = {}
 
-local RING = 8192 -- steps that median and 99th percentile look back on
+local RING = 8192 -- most steps that median and 99th percentile look back on
 local SHARE_BYTES_MIN = 64 << 20 -- a step that reads less may live in caches: no share of the memory's bandwidth
 
 local Times = {}
 Times.__index = Times
 
-local function zeros(value)
+local function filled(n, value)
   local ring = {}
-  for i = 1, RING do ring[i] = value end
+  for i = 1, n do ring[i] = value end
   return ring
 end
 
---- speculates: there is a drafter, and its steps are recorded one by one.
-function stats.new(speculates)
-  local self = setmetatable({ speculates = speculates, prompt_tokens = 0, prompt_s = 0.0 }, Times)
+--- speculates: there is a drafter, and its steps are recorded one by one. most: steps of a generation.
+function stats.new(speculates, most)
+  local self = setmetatable({ speculates = speculates, size = math.min(RING, most), prompt_tokens = 0, prompt_s = 0.0 }, Times)
   self:begin()
   return self
 end
 
 function Times:make_rings()
-  self.ring = zeros(0.0)
+  local n = self.size
+  self.ring = filled(n, 0.0)
   if not self.speculates then return end
-  self.k, self.accepted, self.verify_us, self.draft_us = zeros(0), zeros(0), zeros(0.0), zeros(0.0)
-  self.entropy, self.drafter = zeros(0.0), zeros("none")
+  self.k, self.accepted, self.verify_us, self.draft_us = filled(n, 0), filled(n, 0), filled(n, 0.0), filled(n, 0.0)
+  self.entropy, self.drafter = filled(n, 0.0), filled(n, "none")
 end
 
 --- A new generation starts: only the prompt's figures of the prefill to come are kept.
@@ -54,14 +55,16 @@ end
 
 function Times:suspend(now) self.left = now end
 
---- drafting: seconds of a host drafter since the last wait.
+--- drafting: seconds of a host drafter since the last wait. Returns Lua's share since then, in seconds.
 function Times:launched(now, drafting)
   if not self.ring then self:make_rings() end
+  local share = 0.0
   if self.steps > 0 then
-    self.lua_s = self.lua_s + (now - self.wait - self.away - drafting)
-    self.caller_s = self.caller_s + self.away
+    share = now - self.wait - self.away - drafting
+    self.lua_s, self.caller_s = self.lua_s + share, self.caller_s + self.away
   end
   self.away, self.launch = 0.0, now
+  return share
 end
 
 function Times:waited(now)
@@ -69,7 +72,7 @@ function Times:waited(now)
   self.steps, self.wait, self.last = steps, now, now
   if steps == 1 then self.first = now end
   self.step_s = self.step_s + (now - self.launch)
-  self.ring[(steps - 1) % RING + 1] = now - self.launch
+  self.ring[(steps - 1) % self.size + 1] = now - self.launch
 end
 
 --- A token is taken; those of the first step are not part of the speed.
@@ -80,7 +83,7 @@ end
 
 --- The last step verified k levels and accepted some of them. Times in microseconds.
 function Times:speculated(k, accepted, verify_us, draft_us, entropy, drafter)
-  local i = (self.steps - 1) % RING + 1
+  local i = (self.steps - 1) % self.size + 1
   self.k[i], self.accepted[i], self.verify_us[i], self.draft_us[i] = k, accepted, verify_us, draft_us
   self.entropy[i], self.drafter[i] = entropy, drafter
   self.drafted_sum, self.accepted_sum = self.drafted_sum + k, self.accepted_sum + accepted
@@ -121,7 +124,7 @@ local function median_of(ring, n)
 end
 
 function Times:speculation(out, s)
-  local kept = math.min(self.steps, RING)
+  local kept = math.min(self.steps, self.size)
   out.acceptance_length = 1 + self.accepted_sum / self.steps
   out.accepted_share = self.drafted_sum > 0 and self.accepted_sum / self.drafted_sum or 0.0
   out.drafted_per_step = self.drafted_sum / self.steps
@@ -129,7 +132,7 @@ function Times:speculation(out, s)
   out.policy_us_per_step = s.loop.policy_s * 1e6 / self.steps
   out.steps = {}
   for n = self.steps - kept, self.steps - 1 do -- oldest first
-    local i = n % RING + 1
+    local i = n % self.size + 1
     out.steps[#out.steps + 1] = { k = self.k[i], accepted = self.accepted[i], us = self.ring[i] * 1e6, verify_us = self.verify_us[i],
       draft_us = self.draft_us[i], entropy = s.loop.entropy and self.entropy[i] or nil, drafter = self.drafter[i] }
   end
@@ -142,7 +145,7 @@ end
 ---                   { k =, accepted =, us =, verify_us =, draft_us =, entropy =, drafter = }: with a drafter. us is all of it but Lua
 ---   bandwidth_share of the bandwidth measured on this runtime (session:measure_bandwidth), for steps too big for caches
 function Times:summary(s)
-  local sorted = self.ring and table.move(self.ring, 1, math.min(self.steps, RING), 1, {}) or {}
+  local sorted = self.ring and table.move(self.ring, 1, math.min(self.steps, self.size), 1, {}) or {}
   table.sort(sorted)
   local steps, span = self.steps, self.last - self.first
   local out = {
