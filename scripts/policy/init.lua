@@ -8,7 +8,7 @@
 ---   reset(self)       a new request begins
 ---   deepest           optional: the most it will ever ask for
 ---
---- stats is one live table, the same every time, to read only. docs/ARCHITECTURE.md lists its fields.
+--- stats is one live table, the same every time, to read only. docs/strategies.md lists its fields.
 local policy = {}
 
 policy.NAMES = { "auto", "confidence", "cost_aware", "ema", "fixed", "off", "schedule" }

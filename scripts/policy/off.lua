@@ -34,9 +34,9 @@ function Off:learn(stats)
   end
 end
 
---- Time per token without speculation; nil: unknown.
+--- Time per token without speculation; nil: unknown. A step of no drafts may take longer: the drafter still follows the text.
 function Off:plain(stats)
-  local expected = expected_us(stats, 0)
+  local expected = stats.cost_plain and stats.cost_plain + stats.cost_step or expected_us(stats, 0)
   if self.plain_steps < PLAIN_MIN then return expected end
   return expected and math.min(expected, self.plain_us) or self.plain_us
 end

@@ -56,6 +56,6 @@ function live.experts(t, T, count)
   mean(t.experts_mean, T, count, MEAN)
 end
 
-live.mean = mean
+live.mean, live.COST = mean, COST
 
 return live

@@ -252,19 +252,20 @@ function Loop:step(s)
   local entry = self:step_graph(self.rows_of[v], k)
   if self.chain.prepared and #self.chain.prepared > 0 then self.chain:prepare(s, self.rows_of[v]) end
   local launched = mav.now()
-  times:launched(launched, drafted_s)
+  local share = times:launched(launched, drafted_s)
   spec:verify(entry.graph)
   local asked = self.policy_s
   if self.strategy.drafter and not off then self:ask() end
   entry.graph:wait()
-  local waited = mav.now()
   asked = self.policy_s - asked
-  times:waited(waited)
   local scores = entry.probs and self:decide(entry, v, k) or entry
+  local waited = mav.now()
+  times:waited(waited)
   local advanced = self.bound ~= nil and not off
   local count = spec:commit(entry.accepted, entry.choice, advanced, s.emitted, 0)
   self.owner, self.observed, self.waiting, self.length = s, advanced, k, s.length + count
   if scores.chosen then self:note_logprobs(s, entry, scores, count) end
+  if share > 0.0 then live.mean(self.live, "cost_step", share * 1e6, live.COST) end
   if self.strategy.drafter then self:account(s, entry, v, count - 1, k, waited - launched - asked, drafted_s) end
   return count
 end

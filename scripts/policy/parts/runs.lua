@@ -28,8 +28,9 @@ Runs.__index = Runs
 
 --- memory: observations of the moment; hope: share of accepted drafts to begin with; k_max: deepest draft.
 function runs.new(memory, hope, k_max)
-  local self = setmetatable({ k_max = k_max, h = rates.new(AGES, hope, SURE, memory, k_max + 1), o = rates.new(k_max, 1.0, 1.0, memory, 0),
-    o_new = rates.new(1, 1.0, 1.0, memory, 0), is_always_offered = true, C = {}, Q = {}, next_age = AGES, count = 0, age = 0, alive = 1.0 }, Runs)
+  local self = setmetatable({ k_max = k_max, h = rates.new(AGES, hope, SURE, memory, k_max + 1), C = {}, Q = {},
+    o = rates.new(k_max, 1.0, 1.0, memory, 0), o_new = rates.new(1, 1.0, 1.0, memory, 0), is_always_offered = true,
+    next_age = AGES, count = 0, age = 0, alive = 1.0 }, Runs)
   for r = 0, AGES + k_max + 1 do self.C[r] = 0.0 end
   for k = 0, k_max do self.Q[k] = 0.0 end
   return self
