@@ -21,6 +21,7 @@ local function options()
   p:option("--context", "most tokens of the whole conversation"):argname("N"):convert(cli.integer(16)):default("4096")
   p:option("--max-tokens", "most tokens of an answer"):argname("N"):convert(cli.integer(1, 1 << 30)):default("1024")
   cli.sample_options(p)
+  cli.strategy_options(p)
   p:option("--kv", "type of the cache"):argname("TYPE"):convert(cli.choice("f32", "bf16")):default("f32")
   return p
 end
@@ -118,7 +119,7 @@ local function run(arg)
   if not model.tokenizer then cli.fail("%s", tostring(model.tokenizer_error)) end
   local positions = model.config.positions
   if args.context and args.context > positions then cli.fail("--context %d: the model has %d positions", args.context, positions) end
-  local s <close> = model:session { sample = chain, kv_dtype = args.kv, context = args.context }
+  local s <close> = model:session { strategy = cli.strategy(args, model, chain), kv_dtype = args.kv, context = args.context }
   local chat = setmetatable({ model = model, session = s, system = args.system, max_tokens = args.max_tokens,
     template = require("mav.maverick").chat_template }, Chat)
   chat:reset()
