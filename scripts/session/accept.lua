@@ -58,7 +58,7 @@ function Host:verify(loop, logits, rows)
   return choice, op.accept { rows = rows, choice = choice }, probabilities(loop, logits, rows)
 end
 
---- Walks the tree of `count` rows with the function; rewrites accepted and choice.
+--- Walks the tree of `count` rows with the function; rewrites accepted and choice. probs: by row.
 function Host:decide(loop, count, accepted, choice, probs)
   local ids, info, row, place = loop.tree.ids, self.info, 1, 0
   for r = 1, count do accepted:set(r, -1) end
@@ -69,7 +69,7 @@ function Host:decide(loop, count, accepted, choice, probs)
       if child > count then break end
       info.row, info.level, info.parent = child, place + 1, row
       local id = ids:get(child)
-      if self.call(self.f, probs:select(1, row), id, info) then
+      if self.call(self.f, probs[row], id, info) then
         place = place + 1
         accepted:set(child, place)
         choice:set(row, id)

@@ -129,6 +129,11 @@ local function record(loop, rows, fn)
   end)
   local entry = { graph = g, taps = names.taps, rows = #rows }
   for i, name in ipairs(names) do entry[name] = g[i] end
+  if entry.probs then -- by row: views, made once
+    local list = {}
+    for r = 1, entry.rows do list[r] = entry.probs:select(1, r) end
+    entry.probs = list
+  end
   return entry
 end
 

@@ -77,10 +77,12 @@ end
 
 --- A session of its own on a loop: a new one, or a fork.
 function session.on(shared, seq, context, key)
+  local most, top = #shared.tree, shared.chain.logprobs or 0
   local self = setmetatable({ model = shared.model, loop = shared, kv = shared.kv, kv_dtype = shared.kv.dtype, context = context, key = key,
     seq = assert(seq), length = 0, ids = reserved(math.min(context, IDS_RESERVED_MAX)), times = stats.new(shared.strategy.drafter ~= nil, context),
     given = 0, taken = 0, -- tokens of the last step: given by it, and taken from it
-    emitted = {}, scores = { chosen = {}, best = {}, ids = {} }, -- these tokens, and their log probabilities
+    emitted = reserved(most), -- these tokens, and their log probabilities
+    scores = { chosen = reserved(most), best = reserved(most * top), ids = reserved(most * top) },
     settled = 0,          -- tokens that the cache holds for the drafter too
     stepping = false,     -- still true after a step that failed
     proposers = {} }, Session)
