@@ -9,6 +9,7 @@
 --- A drafter on the device drafts in the graph that verifies: what the answer of step i asks for is drafted in step i + 1 and
 --- verified in step i + 2. One on the host proposes right before the step. Drafts of a smaller k are the first levels of the
 --- recorded ones, and what is accepted does not depend on what else was verified: rows are independent.
+local mav = require "mav"
 local live = require "mav.session.live"
 local policies = require "mav.policy"
 
@@ -18,7 +19,7 @@ local replay = {}
 local function set_costs(stats, costs, k_max)
   for rows, us in pairs(costs.verify_us) do stats.cost_verify[math.tointeger(tonumber(rows))] = us end
   for k, us in pairs(costs.draft_us) do stats.cost_draft[math.tointeger(tonumber(k))] = us end
-  stats.cost_step = costs.step_us
+  stats.cost_step, stats.cost_plain = costs.step_us, costs.plain_us
   for k = 0, k_max do
     if not stats.cost_verify[stats.rows(k)] then
       error(("costs: no verify_us of %d rows"):format(stats.rows(k)), 0)
@@ -33,9 +34,10 @@ local function new_run(header, policy, costs)
   local rows_of = header.rows
   local fake = { k_max = header.k_max, size = function(_, k) return rows_of[k + 1] end }
   local self = setmetatable({ policy = policy, kind = header.kind, k_max = header.k_max, stats = live.new(fake), next_k = 0, waiting = 0,
-    steps = 0, tokens = 0, us = 0.0, later_tokens = 0, later_us = 0.0, plain_us = 0.0, histogram = {} }, Run)
+    steps = 0, tokens = 0, us = 0.0, later_tokens = 0, later_us = 0.0, plain_us = 0.0, policy_s = 0.0,
+    histogram = {} }, Run)
   set_costs(self.stats, costs, header.k_max)
-  self.verify, self.draft, self.step_us = {}, {}, costs.step_us
+  self.verify, self.draft, self.step_us, self.plain_step_us = {}, {}, costs.step_us, costs.plain_us
   for rows, us in pairs(self.stats.cost_verify) do self.verify[rows] = us end
   for k = 0, header.k_max do self.draft[k] = self.stats.cost_draft[k] or 0.0 end
   for k = 0, header.k_max do self.histogram[k] = 0 end
@@ -43,7 +45,12 @@ local function new_run(header, policy, costs)
 end
 
 function Run:ask()
-  local answer = self.policy.fixed or policies.check_answer(self.policy:ask(self.stats), self.k_max, self.policy.name)
+  local answer = self.policy.fixed
+  if not answer then
+    local started = mav.now()
+    answer = policies.check_answer(self.policy:ask(self.stats), self.k_max, self.policy.name)
+    self.policy_s = self.policy_s + (mav.now() - started)
+  end
   if not answer then self.off = true end
   self.next_k = answer or 0
 end
@@ -78,7 +85,7 @@ function Run:step(point, left)
   local count = math.min(m + 1, left)
   stats.length = stats.length + count
   self.histogram[v] = self.histogram[v] + 1
-  return count, self.step_us + verify_us + draft_us
+  return count, self.step_us + (off and self.plain_step_us or verify_us + draft_us)
 end
 
 function Run:request(request)
@@ -96,17 +103,17 @@ function Run:request(request)
     if not first then self.later_tokens, self.later_us = self.later_tokens + count, self.later_us + us end
     first = false
   end
-  self.plain_us = self.plain_us + (self.step_us + self.verify[1]) * #request.points
+  self.plain_us = self.plain_us + (self.step_us + self.plain_step_us) * #request.points
 end
 
 --- Runs a policy over a trace (mav.sweep.trace).
 ---
 ---   options.policy     what mav.policy.new takes
----   options.costs      { verify_us = { [rows] = }, draft_us = { [k] = }, step_us = }; nil: the trace's
+---   options.costs      { verify_us = { [rows] = }, draft_us = { [k] = }, plain_us =, step_us = }; nil: the trace's
 ---   options.on_step    function(stats, k) after every step
 ---
 --- Returns tokens, steps, us, acceptance_length, tokens_per_s (of the tokens after the first step), speedup over plain decoding,
---- levels[k] = steps that verified k levels.
+--- levels[k] = steps that verified k levels; policy_us_per_step, the only figure that was measured: it is no part of the others.
 function replay.run(trace, options)
   local run = new_run(trace.header, policies.new(options.policy), options.costs or trace.header.costs)
   if options.on_step then
@@ -123,6 +130,7 @@ function replay.run(trace, options)
     acceptance_length = run.tokens / math.max(run.steps, 1),
     tokens_per_s = run.later_us > 0 and run.later_tokens / run.later_us * 1e6 or 0.0, plain_us = run.plain_us,
     speedup = run.us > 0 and run.plain_us / run.us or 0.0, levels = run.histogram,
+    policy_us_per_step = run.policy_s * 1e6 / math.max(run.steps, 1),
   }
 end
 

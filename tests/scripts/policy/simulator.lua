@@ -7,6 +7,7 @@ local simulator = {}
 --- Costs in microseconds, by levels; rows = levels + 1.
 local function costs(verify, draft, step)
   local t = { verify_us = {}, draft_us = {}, step_us = step }
+  t.plain_us = verify(0)
   for k = 0, 8 do t.verify_us[k + 1], t.draft_us[k] = verify(k), k > 0 and draft(k) or 0.0 end
   return t
 end

@@ -1,0 +1,60 @@
+--- What steps cost here: short generations at every depth, times by rows and by levels drafted. For traces; a session's own
+--- statistics refine the same figures while it runs.
+local mav = require "mav"
+local costs = require "mav.sweep.costs"
+
+local calibrate = {}
+
+local TOKENS, PROMPTS = 48, 3
+
+local function push(t, key, value)
+  t[key] = t[key] or {}
+  table.insert(t[key], value)
+end
+
+--- Calls each(us) after every step but the first, which has no drafts yet: time since the step before.
+local function generate(s, ids, each)
+  local before
+  s:reset()
+  s:complete(ids, { max_tokens = TOKENS, ignore_eos = true, on_step = function()
+    local now = mav.now()
+    if before then each((now - before) * 1e6) end
+    before = mav.now()
+  end })
+end
+
+--- Depths that no step had (a drafter that proposes less): from the session's own measurements, or from the depth below.
+local function fill(known, of_session, k_max)
+  for k = 0, k_max do known[k] = known[k] and costs.typical(known[k]) or of_session(k) or known[k - 1] end
+end
+
+--- lanes: mav.sweep.lanes of one drafter; prompts with ids. Returns costs as in a trace.
+function calibrate.costs(lanes, drafter, temperature, prompts, k_max)
+  local verify, draft, rest, plain, t = {}, {}, {}, {}, nil
+  for p = 1, math.min(PROMPTS, #prompts) do
+    local ids = prompts[p].ids
+    if p == 1 then lanes:warm(nil, temperature, ids) end
+    generate(lanes:plain(temperature), ids, function(us) plain[#plain + 1] = us end)
+    for k = 0, k_max do
+      local lane = { drafter = drafter, k = k }
+      if p == 1 then lanes:warm(lane, temperature, ids) end
+      local s = lanes:open(lane, temperature)
+      t = s.live
+      generate(s, ids, function(us)
+        push(verify, t.k, t.verify_us)
+        push(draft, k, t.draft_us)
+        rest[#rest + 1] = math.max(us - t.verify_us - t.draft_us, 0.0)
+      end)
+    end
+  end
+  fill(verify, function(k) return t.cost_verify[t.rows(k)] end, k_max)
+  fill(draft, function(k) return t.cost_draft[k] end, k_max)
+  local step_us = costs.typical(rest)
+  local result = { verify_us = {}, draft_us = {}, plain_us = costs.typical(plain) - step_us, step_us = step_us }
+  for k = 0, k_max do
+    result.verify_us[tostring(t.rows(k))], result.draft_us[tostring(k)] = verify[k], k > 0 and draft[k] or 0.0
+  end
+  return result
+end
+
+return calibrate

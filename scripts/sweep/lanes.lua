@@ -1,0 +1,117 @@
+--- Lanes of a sweep: sessions of one drafter that are measured beside plain decoding. A lane is a depth or a policy of a drafter.
+---
+--- All depths of a drafter share a session: its policy is a number that changes between generations. A policy has a session of its
+--- own, as it may need other measurements. Sessions stay open, with what their graphs and their policy have learnt.
+local policies = require "mav.policy"
+
+local lanes = {}
+
+local WARM_TOKENS = 24
+
+local Lanes = {}
+Lanes.__index = Lanes
+
+--- setup: model, drafters (list of { text =, drafter = }), depths, policies (list of { name =, make = function() }), chain =
+--- function(temperature), accept, tree, kv, context
+function lanes.new(setup) return setmetatable({ setup = setup, sessions = {} }, Lanes) end
+
+--- Names of the lanes: a list of { drafter =, k = }.
+function Lanes:list()
+  local list = {}
+  for _, entry in ipairs(self.setup.drafters) do
+    for _, k in ipairs(self.setup.depths) do list[#list + 1] = { drafter = entry.text, k = k } end
+    for _, policy in ipairs(self.setup.policies) do list[#list + 1] = { drafter = entry.text, k = policy.name } end
+  end
+  return list
+end
+
+local function named(list, field, name)
+  for _, entry in ipairs(list) do
+    if entry[field] == name then return entry end
+  end
+end
+
+--- The deepest level for a strategy; nil: that of its tree, or its own default.
+local function deepest(setup)
+  if setup.tree then return nil end
+  if setup.k_max or #setup.depths == 0 then return setup.k_max end
+  return math.max(table.unpack(setup.depths))
+end
+
+local function open(setup, strategy) return setup.model:session { strategy = strategy, kv_dtype = setup.kv, context = setup.context } end
+
+function Lanes:session(name, make)
+  local s = self.sessions[name]
+  if not s then
+    s = make()
+    self.sessions[name] = s
+  end
+  return s
+end
+
+--- The plain session of a temperature.
+function Lanes:plain(temperature)
+  return self:session(("plain|%g"):format(temperature), function()
+    return open(self.setup, { sample = self.setup.chain(temperature) })
+  end)
+end
+
+local Depth = { name = "depth", needs = {} }
+Depth.__index = Depth
+
+function Depth:ask() return self.fixed end
+
+function Depth:reset() end
+
+--- The session of a lane, set to its depth.
+function Lanes:open(lane, temperature)
+  local setup, is_depth = self.setup, math.type(lane.k) == "integer"
+  local name = ("%s|%g|%s"):format(lane.drafter, temperature, is_depth and "depths" or lane.k)
+  local s = self:session(name, function()
+    local policy = is_depth and setmetatable({ fixed = lane.k }, Depth) or named(setup.policies, "name", lane.k).make()
+    return open(setup, { draft = named(setup.drafters, "text", lane.drafter).drafter, policy = policy, sample = setup.chain(temperature),
+      accept = setup.accept, tree = setup.tree, k_max = deepest(setup) })
+  end)
+  if is_depth then s.loop.policy.fixed = lane.k end
+  return s
+end
+
+--- Captures what the lane will replay, so that no measured step waits for it.
+function Lanes:warm(lane, temperature, ids)
+  local s = lane and self:open(lane, temperature) or self:plain(temperature)
+  s:reset()
+  s:complete(ids, { max_tokens = WARM_TOKENS, ignore_eos = true })
+  if lane and math.type(lane.k) ~= "integer" then
+    local shared = s.loop
+    for v = 0, shared.k_max do
+      for k = 0, shared.device and #shared.hosts == 0 and shared.k_max or 0 do shared:step_graph(shared:size(v), k) end
+    end
+  end
+end
+
+Lanes.__close = function(self) self:close() end
+
+function Lanes:close()
+  for _, s in pairs(self.sessions) do s:close() end
+  self.sessions = {}
+end
+
+--- A policy by name, number or file, for a command line: { name =, make = function() -> policy }.
+function lanes.policy(text)
+  if not text:find "%.lua$" then
+    local spec = math.tointeger(tonumber(text)) or text
+    policies.new(spec) -- unknown names fail here
+    return { name = text, make = function() return policies.new(spec) end }
+  end
+  local chunk, err = loadfile(text, "t")
+  if not chunk then error(err, 0) end
+  local function make()
+    local spec = chunk()
+    if spec == nil then error(text .. " returned nothing; a policy is expected", 0) end
+    return policies.new(spec)
+  end
+  make()
+  return { name = text:match "([^/]*)%.lua$", make = make }
+end
+
+return lanes
