@@ -120,7 +120,9 @@ class Head(nn.Module):
         h, keys, values = self.fc(features), [], []
         for s in range(steps):
             n = m.hidden_norm(h)
-            q, k, v = ((t + F.linear(n, p.weight[:, D:])).view(B, T, -1, c.head_dim) for t, p in zip(of_token, projections))
+            q, k, v = (
+                (t + F.linear(n, p.weight[:, D:])).view(B, T, -1, c.head_dim) for t, p in zip(of_token, projections)
+            )
             q = rotate_halves(q, cos, sin).unflatten(2, groups) * c.head_dim**-0.5
             keys.append(rotate_halves(k, cos, sin))
             values.append(v)
@@ -169,5 +171,10 @@ class Head(nn.Module):
 def load_head(folder):
     """An exported head, in float32."""
     head = Head(HeadConfig.load(os.path.join(folder, "config.json")))
-    head.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(os.path.join(folder, "model.safetensors")).items()})
+    head.load_state_dict(
+        {
+            k: v.float() if v.is_floating_point() else v
+            for k, v in load_file(os.path.join(folder, "model.safetensors")).items()
+        }
+    )
     return head.eval()

@@ -13,6 +13,7 @@ if old then
   old:close()
 end
 local out <close> = assert(io.open(output, "a"))
+out:setvbuf("line") -- an interrupt leaves whole lines
 local n, tokens, start = 0, 0, mav.now()
 for line in assert(io.open(input)):lines() do
   n = n + 1

@@ -60,7 +60,11 @@ def evaluate(head, target, path):
             outside += sum(i not in allowed for i in new[1:])
             for k in range(LONGEST):
                 steps[k] += verify_steps(right, len(prompt), k + 1)
-    return dict(new_ids=ids, outside_draft_vocabulary=round(outside / ids, 5), acceptance_length=[round(ids / s, 3) for s in steps])
+    return dict(
+        new_ids=ids,
+        outside_draft_vocabulary=round(outside / ids, 5),
+        acceptance_length=[round(ids / s, 3) for s in steps],
+    )
 
 
 @torch.no_grad()
@@ -73,7 +77,9 @@ def write_golden(head, target, tok, path):
     # the chains of training and evaluation give the same numbers
     row = torch.tensor([ids + draft_ids])
     all_x = features(target, row, torch.arange(n + 6)[None], None)[..., : 3 * D]
-    chains = head.chains(all_x[:, : n + 4], target.model.embed_tokens(row[:, 1:-1]), head.context(torch.arange(n + 4)[None]), 5)
+    chains = head.chains(
+        all_x[:, : n + 4], target.model.embed_tokens(row[:, 1:-1]), head.context(torch.arange(n + 4)[None]), 5
+    )
     worst = max(float((out[0, n - 1 + s] - outs[s]).abs().max()) for s, out in enumerate(chains))
     if worst > 1e-3:
         raise SystemExit(f"the parallel chains differ from the plain one by {worst:.1e}")

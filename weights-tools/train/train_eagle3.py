@@ -128,7 +128,10 @@ def main():
     head.start_from(target, np.argsort(-counts, kind="stable")[: a.draft_vocab].tolist())
     hidden = [p for n, p in head.named_parameters() if p.dim() > 1 and n != "lm_head.weight"]
     rest = [p for n, p in head.named_parameters() if p.dim() == 1] + [head.lm_head.weight]
-    opts = [Muon(hidden, a.lr, weight_decay=0.02, dtype=torch.float32), torch.optim.AdamW(rest, a.lr, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0)]
+    opts = [
+        Muon(hidden, a.lr, weight_decay=0.02, dtype=torch.float32),
+        torch.optim.AdamW(rest, a.lr, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0),
+    ]
     path, first = os.path.join(a.out, "checkpoint.pt"), 0
     if os.path.exists(path):
         ck = torch.load(path, weights_only=True)
@@ -156,7 +159,10 @@ def main():
         sums += torch.stack((loss.detach(), length.detach()))
         if (step + 1) % a.every == 0:
             mean, each = sums / a.every, (time.time() - start) / a.every
-            print(f"step {step + 1} loss {mean[0]:.4f} length {mean[1]:.3f} {each:.2f} s/step ETA {(a.steps - step - 1) * each / 60:.1f} min", flush=True)
+            print(
+                f"step {step + 1} loss {mean[0]:.4f} length {mean[1]:.3f} {each:.2f} s/step ETA {(a.steps - step - 1) * each / 60:.1f} min",
+                flush=True,
+            )
             start, sums = time.time(), torch.zeros(2)
         if (step + 1) % a.save_every == 0 or step + 1 == a.steps:
             save(head, opts, step + 1, path)
