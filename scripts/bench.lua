@@ -22,7 +22,7 @@ local function options()
   p:option("--context", "tokens in the cache before the first step"):argname("N"):convert(cli.integer(1, 1 << 20)):default("128")
   p:option("--seconds", "time for each measurement"):argname("S"):convert(cli.number):default("2")
   p:option("--seed", "of the random tokens"):argname("N"):convert(cli.integer(0)):default("1")
-  p:option("--kv", "type of the cache"):argname("TYPE"):convert(cli.choice("f32", "bf16")):default("f32")
+  cli.kv_option(p)
   p:flag("--profile", "time of each op in a step of one row")
   p:flag("--json", "print one object")
   return p
@@ -145,8 +145,8 @@ local function run(arg)
   for _, n in ipairs(ROWS) do rows[tostring(n)] = bench_rows(model, drafting, n, args) end
   local result = {
     model = model.dir, decode = decode, rows = rows, prompt = bench_prompt(model, args), lua_us_per_step = lua_us, threads = rt.threads,
-    isa = rt.isa, device = rt.device, dtype = args.dtype or model.weights.layers[1].qkv.dtype, kv = args.kv, context = args.context,
-    bandwidth_gb_per_s = bandwidth,
+    isa = rt.isa, device = rt.device, context = args.context, kv = args.kv or model:kv_dtype(), bandwidth_gb_per_s = bandwidth,
+    dtype = args.dtype or model.config.quant and model.config.quant.name or model.weights.layers[1].qkv.dtype,
   }
   if args.json then
     io.write(mav.json.encode(result), "\n")

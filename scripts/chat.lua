@@ -22,7 +22,7 @@ local function options()
   p:option("--max-tokens", "most tokens of an answer"):argname("N"):convert(cli.integer(1, 1 << 30)):default("1024")
   cli.sample_options(p)
   cli.strategy_options(p)
-  p:option("--kv", "type of the cache"):argname("TYPE"):convert(cli.choice("f32", "bf16")):default("f32")
+  cli.kv_option(p)
   return p
 end
 

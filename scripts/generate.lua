@@ -25,7 +25,7 @@ local function options()
   p:option("--logprobs", "log probabilities of each token and of the N best"):argname("N"):convert(cli.integer(1, 1024))
   p:option("--stop", "end before this text; may be repeated"):argname("TEXT"):count("*")
   p:flag("--ignore-eos", "go on after an end-of-text token")
-  p:option("--kv", "type of the cache"):argname("TYPE"):convert(cli.choice("f32", "bf16")):default("f32")
+  cli.kv_option(p)
   p:flag("--json", "print one object: ids, text, stop, stats")
   p:flag("--quiet -q", "no statistics")
   return p

@@ -18,7 +18,7 @@ local function options()
   p:option("-o --output", "the file to write"):argname("FILE"):count(1)
   p:flag("--hidden", "also the residual stream")
   p:flag("--unfused", "run the unfused ops")
-  p:option("--kv", "type of the cache"):argname("TYPE"):convert(cli.choice("f32", "bf16")):default("f32")
+  cli.kv_option(p)
   return p
 end
 

@@ -125,8 +125,16 @@ function cli.model_options(parser, device)
   if device == false then return end
   parser:option("--dtype", "fp8: quantize linear layers while loading; bf16, f32: convert (default: as stored)"):argname("TYPE")
     :convert(cli.choice("fp8", "bf16", "f32"))
+  parser:option("--activations", "f32: do not round the activations of quantized checkpoints (default: as the checkpoint asks)")
+    :argname("TYPE"):convert(cli.choice("f32"))
   parser:option("--device", "ref, cpu or auto"):argname("NAME"):convert(cli.choice("ref", "cpu", "auto")):default("auto")
   parser:option("--threads", "threads of the cpu team (default: one per processor)"):argname("N"):convert(cli.integer(1, 256))
+end
+
+--- Adds --kv; absent: what the checkpoint asks for.
+function cli.kv_option(parser)
+  parser:option("--kv", "type of the cache: f32, bf16 or fp8 (default: as the checkpoint asks, else f32)"):argname("TYPE")
+    :convert(cli.choice("f32", "bf16", "fp8"))
 end
 
 function cli.model_dir(args)
@@ -149,7 +157,8 @@ function cli.load(args)
     io.stderr:write(("\rloading %s: %3.0f%%"):format(dir, 100 * done / bytes))
   end
   local model, err = require("mav.maverick").load(dir,
-    { device = args.device or "auto", threads = args.threads, dtype = args.dtype, progress = progress })
+    { device = args.device or "auto", threads = args.threads, dtype = args.dtype, activations = args.activations,
+      progress = progress })
   if shown then io.stderr:write("\r\27[K") end
   if not model then cli.fail("%s", tostring(err)) end
   return model

@@ -9,18 +9,24 @@ local attention = {}
 ---@param cache userdata   kv:layer(i)
 ---@return userdata    (T, H, C)
 function attention.queries(L, x, rows, cache)
-  if L.qk_norm == 0 then
+  if L.qk_norm == 0 and L.qkv then
     return op.norm_qkv { x = x, norm = L.attn_norm, w = L.qkv, rows = rows, kv = cache, rope = L.rope, eps = L.eps,
       attn_scale = L.attn_scale, floor_scale = L.floor_scale }
   end
-  return attention.queries_unfused(L, x, rows, cache) -- Scout: the norm of q and k sits between RoPE and the cache
+  return attention.queries_unfused(L, x, rows, cache) -- Scout: the norm of q and k sits between RoPE and the cache; or no qkv
+end
+
+--- q, k and v side by side.
+local function project(L, h)
+  if L.qkv then return op.matmul { x = h, w = L.qkv } end
+  local q, k, v = op.matmul { x = h, w = L.q }, op.matmul { x = h, w = L.k }, op.matmul { x = h, w = L.v }
+  return op.concat { a = op.concat { a = q, b = k }, b = v }
 end
 
 --- The same from its parts.
 function attention.queries_unfused(L, x, rows, cache)
   local h = op.rmsnorm { x = x, w = L.attn_norm, eps = L.eps }
-  local qkv = op.matmul { x = h, w = L.qkv }
-  return op.rope_append { qkv = qkv, rows = rows, kv = cache, rope = L.rope, qk_norm = L.qk_norm, eps = L.eps,
+  return op.rope_append { qkv = project(L, h), rows = rows, kv = cache, rope = L.rope, qk_norm = L.qk_norm, eps = L.eps,
     attn_scale = L.attn_scale, floor_scale = L.floor_scale }
 end
 

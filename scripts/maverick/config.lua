@@ -2,17 +2,19 @@
 ---
 --- Reads text-only (`Llama4ForCausalLM`) and multimodal directories (`Llama4ForConditionalGeneration`: everything is in
 --- `text_config`), the old spelling (`rope_theta` + `rope_scaling`) and the new one (`rope_parameters`). Refuses other
---- architectures, quantized checkpoints and every value outside the range of FIELDS, with one line that names file, key,
+--- architectures, quantizations that are not implemented and every value outside the range of FIELDS, with one line that names file, key,
 --- value and what is allowed: a config is a stranger's file, and a size taken from it must not reach an allocation
 --- unchecked.
 local mav = require "mav"
 local fault = require "mav.maverick.fault"
+local reader_of = require "mav.maverick.reader"
+local quantization = require "mav.maverick.quantization"
+local is_null = reader_of.is_null
 
 local config = {}
 
 local ARCHITECTURES = { Llama4ForCausalLM = true, Llama4ForConditionalGeneration = true }
 local MODEL_TYPES = { llama4 = true, llama4_text = true }
-local FILE_BYTES_MAX = 16 << 20
 
 --- name: ours; key: in the file; kind; least and most allowed value; default (none: the key is required).
 --- `null` counts as absent, except where `null` says otherwise.
@@ -33,86 +35,6 @@ local FIELDS = {
   { name = "positions", key = "max_position_embeddings", kind = "integer", least = 1, most = 1 << 30, default = 131072 },
 }
 
---- One file's values with their place, so that every complaint can name it.
-local Reader = {}
-Reader.__index = Reader
-
-local function is_null(value) return value == nil or value == mav.json.null end
-
-local function allowed(field)
-  if field.kind == "boolean" then return "true or false is allowed" end
-  return ("%s %s from %.14g to %.14g is allowed"):format(field.kind == "integer" and "an" or "a", field.kind, field.least, field.most)
-end
-
-function Reader:fail(key, value, text, ...)
-  if select("#", ...) > 0 then text = text:format(...) end
-  fault.raise(value == nil and "NOTFOUND" or "RANGE", self.file, "%s%s %s; %s", self.prefix, key,
-    value == nil and "is missing" or "is " .. fault.show(value), text)
-end
-
---- The same file, one object further in.
-function Reader:within(prefix) return setmetatable({ file = self.file, prefix = self.prefix .. prefix }, Reader) end
-
---- A value of the kind and in the range that `field` states.
-function Reader:value(object, field)
-  local value, key = object[field.key], field.key
-  if is_null(value) then
-    if value ~= nil and field.null == "refuse" then self:fail(key, value, allowed(field)) end
-    if field.default == nil then self:fail(key, nil, allowed(field)) end
-    return field.default
-  end
-  if field.kind == "boolean" then
-    if type(value) ~= "boolean" then self:fail(key, value, allowed(field)) end
-    return value
-  end
-  local number = type(value) == "number" and (field.kind == "integer" and math.tointeger(value) or field.kind == "number" and value)
-  if not number or not (number >= field.least and number <= field.most) then self:fail(key, value, allowed(field)) end
-  return number
-end
-
-function Reader:object(object, key)
-  local value = object[key]
-  if is_null(value) then return nil end
-  if type(value) ~= "table" or #value > 0 then self:fail(key, value, "an object is allowed") end
-  return value
-end
-
---- A list of integers, or nil when it is absent or null.
-function Reader:list(object, key, least, most)
-  local value = object[key]
-  if is_null(value) then return nil end
-  if type(value) ~= "table" or (#value == 0 and next(value) ~= nil) then self:fail(key, value, "a list is allowed") end
-  if #value > 65536 then self:fail(key, value, "at most 65536 entries are allowed") end
-  local list = {}
-  for i, entry in ipairs(value) do
-    local number = type(entry) == "number" and math.tointeger(entry)
-    if not number or number < least or number > most then
-      self:fail(("%s[%d]"):format(key, i - 1), entry, "an integer from %d to %d is allowed", least, most)
-    end
-    list[i] = number
-  end
-  return list
-end
-
-local function read_json(path)
-  local file, err = io.open(path, "rb")
-  if not file then fault.raise("IO", path, "%s", (err:gsub("^.-: ", ""))) end
-  local text = file:read(FILE_BYTES_MAX + 1)
-  file:close()
-  if not text then fault.raise("FORMAT", path, "is empty or cannot be read") end
-  if #text > FILE_BYTES_MAX then fault.raise("FORMAT", path, "has more than %d bytes", FILE_BYTES_MAX) end
-  local ok, value, why = pcall(mav.json.decode, text)
-  if not ok or value == nil then fault.raise("FORMAT", path, "not JSON: %s", tostring(ok and why or value)) end
-  if type(value) ~= "table" then fault.raise("FORMAT", path, "an object is expected, not %s", fault.show(value)) end
-  return value
-end
-
-local function exists(path)
-  local file = io.open(path, "rb")
-  if file then file:close() end
-  return file ~= nil
-end
-
 local function check_architecture(reader, raw, text)
   local list = raw.architectures
   if not is_null(list) then
@@ -128,27 +50,6 @@ local function check_architecture(reader, raw, text)
   if is_null(kind) then reader:fail("architectures", nil, "Llama4ForCausalLM or Llama4ForConditionalGeneration is allowed") end
   if not MODEL_TYPES[kind] then
     fault.raise("UNSUPPORTED", reader.file, "model_type %s is not supported; llama4 and llama4_text are", fault.show(kind))
-  end
-end
-
---- Quantized checkpoints are refused by name: running their codes as if they were weights would give noise.
-local function check_quantization(reader, raw, text, dir)
-  local q = reader:object(raw, "quantization_config") or reader:object(text, "quantization_config")
-  if q then
-    local scheme = is_null(q.quant_method) and "unnamed" or tostring(q.quant_method)
-    if not is_null(q.format) then scheme = scheme .. " " .. tostring(q.format) end
-    if not is_null(q.quant_algo) then scheme = scheme .. " " .. tostring(q.quant_algo) end
-    fault.raise("UNSUPPORTED", reader.file, "quantization_config: checkpoints quantized with %s cannot be loaded yet; "
-      .. "load the BF16 original, with dtype \"fp8\" to quantize it on the way", scheme)
-  end
-  local path = dir .. "/hf_quant_config.json"
-  if exists(path) then
-    local quantization = read_json(path).quantization
-    local algo = type(quantization) == "table" and quantization.quant_algo or nil
-    if not is_null(algo) then -- null: "not quantized"
-      fault.raise("UNSUPPORTED", path, "checkpoints quantized with modelopt %s cannot be loaded yet; "
-        .. "load the BF16 original, with dtype \"fp8\" to quantize it on the way", tostring(algo))
-    end
   end
 end
 
@@ -254,25 +155,24 @@ local function read_stops(reader, c, text, dir)
   end
   add(reader, text)
   local path = dir .. "/generation_config.json"
-  if exists(path) then add(setmetatable({ file = path, prefix = "" }, Reader), read_json(path)) end
+  if reader_of.exists(path) then add(reader_of.new(path), reader_of.read_json(path)) end
   local bos = { key = "bos_token_id", kind = "integer", least = 0, most = c.vocab - 1, default = false }
   c.bos = reader:value(text, bos) or nil
 end
 
 local function read(dir)
   local path = dir .. "/config.json"
-  local raw = read_json(path)
-  local reader = setmetatable({ file = path, prefix = "" }, Reader)
+  local raw, reader = reader_of.read_json(path), reader_of.new(path)
   local text = reader:object(raw, "text_config")
   check_architecture(reader, raw, text or raw)
-  check_quantization(reader, raw, text or raw, dir)
+  local quant = quantization.read(reader, raw, text, dir)
   local tied = raw.tie_word_embeddings
   if text then reader.prefix = "text_config." else text = raw end
   if is_null(tied) then tied = text.tie_word_embeddings end
   if is_null(tied) then tied = false end
   if type(tied) ~= "boolean" then reader:fail("tie_word_embeddings", tied, "true or false is allowed") end
 
-  local c = { dir = dir, file = path, tied = tied }
+  local c = { dir = dir, file = path, tied = tied, quant = quant }
   -- The two levels may disagree: then lm_head is used when the file has one.
   if not tied and text.tie_word_embeddings == true then c.tied = "unless lm_head" end
   for _, field in ipairs(FIELDS) do c[field.name] = reader:value(text, field) end
@@ -309,7 +209,7 @@ end
 ---
 --- Fields: vocab, hidden, layers, heads, kv_heads, head_dim, experts, top_k, expert_size, dense_size, chunk, eps, qk_norm,
 --- temperature (is the attention temperature on), attn_scale, floor_scale, positions, tied, rope, inv_freq, eos (list), bos;
---- by layer, 1-based: is_rope, is_moe, chunks (0: full attention).
+--- by layer, 1-based: is_rope, is_moe, chunks (0: full attention); quant (quantization.lua; nil: not quantized).
 ---@param dir string   a Hugging Face directory
 ---@return table|nil config
 ---@return table|nil err   code, op, where, and __tostring
@@ -319,11 +219,16 @@ function config.read(dir) return fault.catch(read, dir) end
 ---@param path string
 ---@return table reader   its complaints name file, key and value: value, list, object, fail, within
 ---@return table raw      the JSON object
-function config.open(path)
-  local raw = read_json(path)
-  return setmetatable({ file = path, prefix = "" }, Reader), raw
+function config.open(path) return reader_of.new(path), reader_of.read_json(path) end
+
+--- Where quantized files cannot be read: refuses them by name. Running their codes as if they were weights would give noise.
+function config.check_quantization(reader, raw, text, dir)
+  local quant = quantization.read(reader, raw, text, dir)
+  if not quant then return end
+  fault.raise("UNSUPPORTED", quant.file, "draft heads quantized with %s cannot be loaded; load the BF16 original, with dtype \"fp8\" to "
+    .. "quantize it on the way", quant.name)
 end
 
-config.read_rope, config.check_quantization, config.is_null = read_rope, check_quantization, is_null
+config.read_rope, config.is_null = read_rope, is_null
 
 return config

@@ -15,7 +15,9 @@ local maverick = {}
 local Model = { __name = "mav.maverick" }
 Model.__index = Model
 
-local LOAD_OPTIONS = { device = true, threads = true, isa = true, runtime = true, dtype = true, progress = true }
+local LOAD_OPTIONS = { device = true, threads = true, isa = true, runtime = true, dtype = true, activations = true, progress = true }
+local KV_BYTES = { f32 = 4, bf16 = 2, f8 = 1 }
+local KV_DTYPES = { f32 = "f32", bf16 = "bf16", f8 = "f8", fp8 = "f8" }
 local KV_OPTIONS = { tokens = true, dtype = true, sequences = true, context_max = true, page = true, extra = true }
 
 --- The runtime that was asked for. One that is made here becomes the default, so that scripts need not pass it on.
@@ -31,7 +33,9 @@ end
 --- Loads config.json, the safetensors and tokenizer.json of `dir`.
 ---
 ---   options.device, threads, isa   as of mav.runtime; or options.runtime
----   options.dtype                  nil: as stored; "fp8": linear layers to e4m3 per output channel; "bf16", "f32"
+---   options.dtype                  nil: as stored; "fp8": linear layers to e4m3 per output channel; "bf16", "f32". A quantized
+---                                  checkpoint needs none
+---   options.activations            "f32": do not round the activations of quantized checkpoints; nil: as the checkpoint asks
 ---   options.progress               function(bytes done, bytes in all, tensor name)
 ---@param dir string
 ---@param options table|nil
@@ -40,12 +44,13 @@ end
 function maverick.load(dir, options)
   options = options or {}
   check_keys(options, LOAD_OPTIONS, "maverick.load")
+  if options.activations ~= nil and options.activations ~= "f32" then error("maverick.load: activations: \"f32\" is allowed", 2) end
   local c, rt, W, err
   c, err = config.read(dir)
   if not c then return nil, err end
   rt, err = runtime_for(options)
   if not rt then return nil, err end
-  W, err = weights.load(dir, c, { runtime = rt, dtype = options.dtype, progress = options.progress })
+  W, err = weights.load(dir, c, { runtime = rt, dtype = options.dtype, activations = options.activations, progress = options.progress })
   if not W then return nil, err end
   local model = { dir = dir, config = c, weights = W, runtime = rt, dtype = options.dtype }
   model.tokenizer, model.tokenizer_error = mav.tokenizer(dir .. "/tokenizer.json")
@@ -60,17 +65,27 @@ end
 --- Logits of rows (forward.lua), eagerly or inside mav.graph.
 function Model:forward(rows, kv, options) return forward(self.weights, rows, kv, options) end
 
---- A paged cache of this model's layers: tokens (capacity over all sequences), dtype ("f32"), sequences, context_max, page; extra: layers
---- of a drafter after the model's, a list of { kv_heads =, head_dim =, chunk = }.
+--- The type of cache that the checkpoint asks for.
+function Model:kv_dtype() return self.config.quant and self.config.quant.kv or "f32" end
+
+--- A paged cache of this model's layers: tokens (capacity over all sequences), dtype ("f32", "bf16", "fp8"; nil: what the
+--- checkpoint asks for, else "f32"), sequences, context_max, page; extra: layers of a drafter after the model's, a list of
+--- { kv_heads =, head_dim =, chunk = }. An FP8 cache has the checkpoint's scales, and 1 where it has none.
 function Model:kv(options)
   check_keys(options, KV_OPTIONS, "model:kv")
-  local c = self.config
-  local chunk, heads, dim = {}, {}, {}
-  for i = 1, c.layers do chunk[i], heads[i], dim[i] = c.chunks[i], c.kv_heads, c.head_dim end
-  for i, layer in ipairs(options.extra or {}) do
-    chunk[c.layers + i], heads[c.layers + i], dim[c.layers + i] = layer.chunk or 0, layer.kv_heads, layer.head_dim
+  local c, W = self.config, self.weights
+  local chunk, heads, dim, k_scale, v_scale = {}, {}, {}, {}, {}
+  for i = 1, c.layers do
+    chunk[i], heads[i], dim[i] = c.chunks[i], c.kv_heads, c.head_dim
+    k_scale[i], v_scale[i] = W.k_scale and W.k_scale[i] or 1, W.v_scale and W.v_scale[i] or 1
   end
-  return mav.kv { layers = #chunk, chunk = chunk, kv_heads = heads, head_dim = dim, dtype = options.dtype or "f32",
+  for i, layer in ipairs(options.extra or {}) do
+    i = c.layers + i
+    chunk[i], heads[i], dim[i], k_scale[i], v_scale[i] = layer.chunk or 0, layer.kv_heads, layer.head_dim, 1, 1
+  end
+  local dtype = options.dtype or self:kv_dtype()
+  return mav.kv { layers = #chunk, chunk = chunk, kv_heads = heads, head_dim = dim, dtype = KV_DTYPES[dtype] or dtype,
+    k_scale = k_scale, v_scale = v_scale,
     tokens = options.tokens, sequences = options.sequences, context_max = options.context_max, page = options.page, runtime = self.runtime }
 end
 
@@ -91,7 +106,7 @@ end
 --- Bytes that a step of n rows reads: weights (experts as expected with random routing) and, once, the cache at `context`.
 function Model:step_bytes(rows, context, kv_dtype)
   local c = self.config
-  local per_token = 2 * c.kv_heads * c.head_dim * (kv_dtype == "bf16" and 2 or 4)
+  local per_token = 2 * c.kv_heads * c.head_dim * KV_BYTES[kv_dtype or "f32"]
   local bytes = weights.step_bytes(self.weights, c, rows)
   for _, chunk in ipairs(c.chunks) do
     local seen = chunk > 0 and (context > 0 and (context - 1) % chunk + 1 or 0) or context

@@ -13,6 +13,7 @@ end
 
 --- x + feed_forward(norm(x)). index and score come from moe.route; nil in a dense layer.
 function moe.feed_forward(L, x, index, score, comm)
+  if L.apart then return moe.feed_forward_unfused(L, x, index, score, comm) end -- gate and up round the input differently
   local h = op.ffn_up { x = x, norm = L.ffn_norm, gate = L.gate, up = L.up, expert_gate = L.expert_gate, expert_up = L.expert_up,
     index = index, score = score, eps = L.eps }
   return op.ffn_down { h = h, down = L.down, expert_down = L.expert_down, index = index, x = x, comm = comm }

@@ -4,9 +4,13 @@
 ---      are named with their file.
 ---   2. At most one tensor of the file is read at a time, so loading needs little more than the model's own memory.
 ---   3. Weights keep their storage type; dtype = "fp8" quantizes the linear layers (not embeddings, norms, router and
----      lm_head) to e4m3 with a scale per output channel.
+---      lm_head) to e4m3 with a scale per output channel. What a checkpoint has as e4m3 stays as it is, scales and the rounding
+---      of activations included; another dtype multiplies codes and scales out.
 ---   4. Every matrix is (outputs, inputs). q, k and v are stacked into one; the experts' input-major (E, D, 2F) and
 ---      (E, F, D) become gate (E, F, D), up (E, F, D) and down (E, D, F).
+---   5. Which weights are quantized their dtype says; what the config says (quantization.lua) must not contradict it.
+---   6. A weight has one way to round activations. q, k and v that differ in it are not stacked; gate and up that differ are marked
+---      (apart), for the unfused ops. So static scales stay exact.
 local mav = require "mav"
 local fault = require "mav.maverick.fault"
 
@@ -41,6 +45,7 @@ function Plan:attention(c, L, prefix)
   end
   self:add(L, "qkv", true, { q + 2 * kv, D },
     { rows("q_proj.weight", q, 0), rows("k_proj.weight", kv, q), rows("v_proj.weight", kv, q + kv) })
+  self[#self].keys = { "q", "k", "v" } -- when they are not alike
   self:whole(L, "o", true, prefix .. "o_proj.weight", D, q)
 end
 
@@ -54,12 +59,12 @@ end
 function Plan:experts_fused(c, L, prefix)
   local E, D, F = c.experts, c.hidden, c.expert_size
   local function half(first)
-    return { { name = prefix .. "gate_up_proj", shape = { E, D, 2 * F },
+    return { { name = prefix .. "gate_up_proj", shape = { E, D, 2 * F }, first = first,
       view = function(t) return t:slice(3, first + 1, first + F):transpose(2, 3) end } }
   end
   self:add(L, "expert_gate", true, { E, F, D }, half(0))
   self:add(L, "expert_up", true, { E, F, D }, half(F))
-  self:add(L, "expert_down", true, { E, D, F }, { { name = prefix .. "down_proj", shape = { E, F, D },
+  self:add(L, "expert_down", true, { E, D, F }, { { name = prefix .. "down_proj", shape = { E, F, D }, first = 0,
     view = function(t) return t:transpose(2, 3) end } })
 end
 
@@ -116,6 +121,15 @@ local function join_some(list, separator)
   return #list > NAMED_MAX and text .. separator .. "..." or text
 end
 
+--- Are the weights of one result of one kind? Then they can be one weight.
+local function alike(parts)
+  local a = parts[1]
+  for _, b in ipairs(parts) do
+    if a.scale ~= nil ~= (b.scale ~= nil) or a.act ~= b.act or a.in_scale ~= b.in_scale then return false end
+  end
+  return true
+end
+
 local function same_shape(a, b)
   if #a ~= #b then return false end
   for i = 1, #a do
@@ -134,8 +148,87 @@ local function file_of(dir, name)
   return type(shard) == "string" and dir .. "/" .. shard or dir
 end
 
+local function is_one(shape)
+  for _, size in ipairs(shape) do
+    if size ~= 1 then return false end
+  end
+  return #shape <= 2
+end
+
+--- What a scale counts: "one", "rows", or of a stack of experts also "experts" and "expert rows"; nil: it does not fit.
+local function kind_of_scale(shape, part)
+  if is_one(shape) then return "one" end
+  local N = part.shape[1]
+  if #part.shape == 2 then return (same_shape(shape, { N }) or same_shape(shape, { N, 1 })) and "rows" or nil end
+  if same_shape(shape, { N }) or same_shape(shape, { N, 1 }) or same_shape(shape, { N, 1, 1 }) then return "experts" end
+  return same_shape(shape, { N, 1, part.shape[3] }) and "expert rows" or nil
+end
+
+--- The one number of a tensor.
+local function number(files, name) return fault.check(files:get(name)):to("f32"):reshape({ 1 }):get(1) end
+
+local function companion(files, dir, part, name)
+  local info = files:info(name)
+  if not info then fault.raise("NOTFOUND", file_of(dir, part.name), "tensor %s is f8, and its %s is missing", part.name, name) end
+  if not FLOATS[info.dtype] then
+    fault.raise("DTYPE", file_of(dir, name), "tensor %s is %s; f32, bf16 or f16 is allowed", name, info.dtype)
+  end
+  return info
+end
+
+--- A weight of e4m3: its scale, how activations are rounded before it, and the scale of those.
+local function check_quantized(part, act, files, dir, used)
+  local stem = part.name:match "^(.*%.)weight$" or part.name .. "_"
+  local scale, input = stem .. "weight_scale", stem .. "input_scale"
+  local info = companion(files, dir, part, scale)
+  part.scale, part.scale_kind, part.act, used[scale] = scale, kind_of_scale(info.shape, part), act, true
+  if not part.scale_kind then
+    fault.raise("UNSUPPORTED", file_of(dir, scale), "tensor %s has shape %s; one scale for all of %s or one for every output row "
+      .. "is allowed (no scales of blocks or groups)", scale, fault.shape(info.shape), part.name)
+  end
+  if act ~= "static" then return end
+  info = companion(files, dir, part, input)
+  if not is_one(info.shape) then
+    fault.raise("UNSUPPORTED", file_of(dir, input), "tensor %s has shape %s; one number is allowed", input, fault.shape(info.shape))
+  end
+  part.in_scale, used[input] = number(files, input), true
+  if not (part.in_scale > 0 and part.in_scale < math.huge) then
+    fault.raise("RANGE", file_of(dir, input), "tensor %s is %.9g; a number above 0 is allowed", input, part.in_scale)
+  end
+end
+
+--- The dtype of a tensor against what the config says about its module.
+local function check_scheme(entry, part, dtype, quant, files, dir, used)
+  local module = part.name:gsub("^language_model%.", ""):gsub("%.weight$", "")
+  local group
+  if quant and entry.linear then group = quant:group(module, #part.shape == 2) end
+  if dtype == "f8" and entry.linear then
+    if not quant then
+      fault.raise("UNSUPPORTED", file_of(dir, part.name), "tensor %s is f8, and neither quantization_config of config.json nor "
+        .. "hf_quant_config.json says how it was quantized; add the one that belongs to the checkpoint", part.name)
+    end
+    if group == false then
+      fault.raise("UNSUPPORTED", file_of(dir, part.name), "tensor %s is f8, but %s (%s) says that %s is not quantized; "
+        .. "config and tensors must be of one checkpoint", part.name, quant.file, quant.name, module)
+    end
+    local act = group and group.act or quant:only_act()
+    if not act then
+      fault.raise("UNSUPPORTED", file_of(dir, part.name), "tensor %s is f8, and which of the groups in %s it belongs to cannot be told",
+        part.name, quant.file)
+    end
+    return check_quantized(part, act, files, dir, used)
+  end
+  if not FLOATS[dtype] then
+    fault.raise("DTYPE", file_of(dir, part.name), "tensor %s is %s; f32, bf16 or f16 is allowed", part.name, dtype)
+  end
+  if group then
+    fault.raise("UNSUPPORTED", file_of(dir, part.name), "tensor %s is %s, but %s (%s) says that %s is quantized; list it there as "
+      .. "ignored if it is meant to be %s", part.name, dtype, quant.file, quant.name, module, dtype)
+  end
+end
+
 --- Names the tensors that are missing, then those of a wrong shape or type.
-local function check_tensors(plan, files, dir)
+local function check_tensors(plan, files, dir, quant)
   local missing, used, bytes = {}, {}, 0
   for _, entry in ipairs(plan) do
     for _, part in ipairs(entry.parts) do
@@ -156,14 +249,27 @@ local function check_tensors(plan, files, dir)
         fault.raise("SHAPE", file_of(dir, part.name), "tensor %s has shape %s; config.json asks for %s", part.name,
           fault.shape(info.shape), fault.shape(part.shape))
       end
-      if not FLOATS[info.dtype] then
-        fault.raise("DTYPE", file_of(dir, part.name), "tensor %s is %s; f32, bf16 or f16 is allowed", part.name, info.dtype)
-      end
+      check_scheme(entry, part, info.dtype, quant, files, dir, used)
       part.dtype = info.dtype
+    end
+    if not entry.keys and not alike(entry.parts) then
+      fault.raise("UNSUPPORTED", dir, "%s to %s: the experts of a layer must be quantized alike, with one input_scale for all",
+        entry.parts[1].name, entry.parts[#entry.parts].name)
     end
     bytes = bytes + WIDTH[entry.parts[1].dtype] * weights.elements(entry.shape)
   end
   return used, bytes
+end
+
+--- What is wrong about a scale that no weight asks for.
+local function explain_scale(name, files, dir)
+  local stem, which = name:match "^(.*[._])(%a+)_scale$"
+  if which ~= "weight" and which ~= "input" then return end
+  local weight = files:info(stem .. "weight") and stem .. "weight" or stem:sub(1, -2)
+  local info = files:info(weight)
+  if not info then return end
+  fault.raise("UNSUPPORTED", file_of(dir, name), info.dtype == "f8" and "tensor %s: activations before %s are not rounded by a "
+    .. "stored scale in the scheme that the config names" or "tensor %s belongs to %s, which is not f8", name, weight)
 end
 
 --- A tensor of the decoder that no op would read (a bias, a layer too many) means other mathematics than ours.
@@ -174,6 +280,7 @@ local function check_unexpected(used, files, dir, is_skipped)
   end
   if #extra > 0 then
     table.sort(extra)
+    explain_scale(extra[1], files, dir)
     fault.raise("UNSUPPORTED", dir, "%d tensor%s with no place in this architecture: %s", #extra, #extra == 1 and "" or "s",
       join_some(extra, ", "))
   end
@@ -233,6 +340,79 @@ local function quantize(entry, files, rt)
   return out
 end
 
+-- ---- weights that are quantized already ----------------------------------------------------------------------------------
+
+local function filled(value, shape, rt) return mav.tensor(value, { dtype = "f32", shape = shape, runtime = rt }) end
+
+--- The scales of a part's rows to their place, (N) or (E, N).
+local function copy_scale(part, files, place, rt)
+  local t, shape = fault.check(files:get(part.scale)), place.shape
+  if part.scale_kind == "one" then
+    place:copy_from(filled(number(files, part.scale), shape, rt))
+  elseif part.scale_kind == "rows" then
+    place:copy_from(t:reshape(shape))
+  elseif part.scale_kind == "experts" then
+    local values = t:to("f32"):reshape { shape[1] }
+    for e = 1, shape[1] do place:select(1, e):copy_from(filled(values:get(e), { shape[2] }, rt)) end
+  else
+    place:copy_from(t:reshape({ part.shape[1], part.shape[3] }):slice(2, part.first + 1, part.first + shape[2]))
+  end
+end
+
+--- All scales are finite and none is negative: 0 x is 0, and so is their sum.
+local function check_scales(scale, entry, dir)
+  local flat = scale:reshape { 1, scale:count() }
+  if mav.op.sum { x = flat * filled(0, { 1 }, scale.runtime) }:get(1, 1) == 0 and mav.op.min { x = flat }:get(1, 1) >= 0 then return end
+  fault.raise("RANGE", file_of(dir, entry.parts[1].scale), "tensor %s%s: scales must be finite and not negative", entry.parts[1].scale,
+    #entry.parts > 1 and " or one of those beside it" or "")
+end
+
+--- Scales of the result's rows; a single number where one is enough.
+local function scales_of(entry, files, rt, dir, is_short)
+  local rows, first = { table.unpack(entry.shape, 1, #entry.shape - 1) }, entry.parts[1]
+  local scale
+  if is_short and #entry.parts == 1 and first.scale_kind == "one" then
+    scale = filled(number(files, first.scale), { 1 }, rt)
+  else
+    scale = mav.zeros { dtype = "f32", runtime = rt, table.unpack(rows) }
+    for _, part in ipairs(entry.parts) do copy_scale(part, files, part.place and part.place(scale) or scale, rt) end
+  end
+  check_scales(scale, entry, dir)
+  return scale
+end
+
+--- Codes times scales, piece by piece.
+local function widen(entry, files, rt, dtype, scale)
+  local out = mav.zeros { dtype = dtype, runtime = rt, table.unpack(entry.shape) }
+  local function piece(codes, place, rows)
+    place:copy_from(mav.op.cast { x = codes:contiguous(), dtype = "f32" } * rows:reshape { rows:count(), 1 })
+  end
+  for _, part in ipairs(entry.parts) do
+    local t = source(files, part)
+    if part.place then
+      piece(t, part.place(out), part.place(scale))
+    elseif #entry.shape == 3 then
+      for e = 1, entry.shape[1] do piece(t:select(1, e), out:select(1, e), scale:select(1, e)) end
+    else
+      piece(t, out, scale)
+    end
+  end
+  return out
+end
+
+local function load_quantized(entry, files, dir, options, asked)
+  local rt, act, stays = options.runtime, entry.parts[1].act, asked == nil or asked == "f8"
+  if options.activations == "f32" then act = "none" end
+  local scale = scales_of(entry, files, rt, dir, stays)
+  local out = stays and copy(entry, files, rt, "f8") or widen(entry, files, rt, asked, scale)
+  if stays or act ~= "none" then
+    out:set_scale(stays and scale or filled(1, { 1 }, rt), { act = act, in_scale = entry.parts[1].in_scale })
+  end
+  return out
+end
+
+-- ---- the whole ---------------------------------------------------------------------------------------------------------
+
 --- What the ops of a layer need beside its weights.
 local function add_constants(W, c, rt)
   local rope = mav.tensor(c.inv_freq, { dtype = "f32", runtime = rt })
@@ -246,25 +426,75 @@ local function add_constants(W, c, rt)
   W.eps = c.eps
 end
 
+local function load_entry(entry, files, dir, options, asked)
+  if entry.parts[1].scale then return load_quantized(entry, files, dir, options, asked) end
+  if asked == "f8" and entry.linear then return quantize(entry, files, options.runtime) end
+  return copy(entry, files, options.runtime, storage_dtype(entry, asked))
+end
+
 --- An empty plan, for loaders of other layouts (draft heads): add, whole, feed_forward, and then weights.fill.
 function weights.plan() return setmetatable({}, Plan) end
 
 --- Checks a plan against the files of `dir`, then copies what it names into its targets. Raises conditions of the world.
----@param options table   as of weights.load
+---@param options table   as of weights.load; quant: the scheme of quantized files
 ---@param is_skipped function   (name): a tensor that may be there and is not read
 function weights.fill(plan, files, dir, options, is_skipped)
-  local asked, rt = options.dtype, options.runtime
+  local asked = options.dtype
   if asked ~= nil then asked = DTYPES[asked] or error(("dtype %s: fp8, bf16, f16 or f32 is allowed"):format(fault.show(asked)), 0) end
-  local used, bytes = check_tensors(plan, files, dir)
+  local used, bytes = check_tensors(plan, files, dir, options.quant)
   check_unexpected(used, files, dir, is_skipped)
   local done = 0
   for _, entry in ipairs(plan) do
-    local dtype = storage_dtype(entry, asked)
-    local t = (asked == "f8" and entry.linear) and quantize(entry, files, rt) or copy(entry, files, rt, dtype)
-    entry.target[entry.key] = t
+    if alike(entry.parts) then
+      entry.target[entry.key] = load_entry(entry, files, dir, options, asked)
+    else
+      for i, part in ipairs(entry.parts) do
+        local own = { name = part.name, dtype = part.dtype, scale = part.scale, scale_kind = part.scale_kind, act = part.act,
+          in_scale = part.in_scale, shape = part.shape }
+        entry.target[entry.keys[i]] = load_entry({ linear = entry.linear, shape = part.shape, parts = { own } }, files, dir, options, asked)
+      end
+    end
     done = done + WIDTH[entry.parts[1].dtype] * weights.elements(entry.shape)
     if options.progress then options.progress(done, bytes, entry.parts[1].name) end
   end
+end
+
+--- Marks layers whose gate and up need different activations: ffn_up packs them once for both.
+local function mark_apart(plan)
+  for _, entry in ipairs(plan) do
+    local partner = entry.key == "gate" and "up" or entry.key == "expert_gate" and "expert_up"
+    for _, other in ipairs(partner and plan or {}) do
+      if other.target == entry.target and other.key == partner then
+        local both = { entry.parts[1], other.parts[1] }
+        if not alike(both) or entry.target[entry.key].dtype ~= entry.target[partner].dtype then entry.target.apart = true end
+      end
+    end
+  end
+end
+
+--- The scales of an FP8 cache by layer, 1 without; and the names of the tensors that hold them.
+local function read_kv_scales(W, c, files, dir, prefix)
+  local names = {}
+  W.k_scale, W.v_scale = {}, {}
+  for i = 1, c.layers do
+    local base = ("%smodel.layers.%d.self_attn."):format(prefix, i - 1)
+    for key, own in pairs { k_scale = "k_proj.", v_scale = "v_proj." } do
+      W[key][i] = 1
+      for _, name in ipairs { base .. key, base .. own .. key } do
+        local info = files:info(name)
+        if info then
+          if not is_one(info.shape) or not FLOATS[info.dtype] then
+            fault.raise("SHAPE", file_of(dir, name), "tensor %s is %s %s; one number is allowed", name, info.dtype, fault.shape(info.shape))
+          end
+          W[key][i], names[name] = number(files, name), true
+          if not (W[key][i] > 0 and W[key][i] < math.huge) then
+            fault.raise("RANGE", file_of(dir, name), "tensor %s is %.9g; a number above 0 is allowed", name, W[key][i])
+          end
+        end
+      end
+    end
+  end
+  return names
 end
 
 local function load(dir, c, options)
@@ -272,13 +502,17 @@ local function load(dir, c, options)
   local files = fault.check(mav.weights(dir, { runtime = rt }))
   local prefix = files:has("language_model.model.embed_tokens.weight") and "language_model." or ""
   local plan, W = plan_model(c, files, prefix)
+  local of_cache = c.quant and read_kv_scales(W, c, files, dir, prefix) or {}
+  options.quant = c.quant
   weights.fill(plan, files, dir, options, function(name)
+    if of_cache[name] then return true end
     if c.tied ~= false and name == prefix .. "lm_head.weight" then return true end -- a tied copy
     for _, pattern in ipairs(SKIPPED) do
       if name:find(pattern) then return true end
     end
     return false
   end)
+  mark_apart(plan)
   W.head = W.head or W.embed
   add_constants(W, c, rt)
   return W
@@ -288,10 +522,12 @@ end
 ---
 --- Result: embed (V, D), norm (D), head (V, D) and layers: attn_norm (D), qkv (N, D), o (D, H C), ffn_norm (D), gate (F, D),
 --- up (F, D), down (D, F); in MoE layers router (E, D), expert_gate (E, F, D), expert_up (E, F, D), expert_down (E, D, F);
---- and the constants its ops take: eps, rope, attn_scale, floor_scale, qk_norm, chunk, top_k.
+--- and the constants its ops take: eps, rope, attn_scale, floor_scale, qk_norm, chunk, top_k. Where q, k and v round activations
+--- differently, q, k and v instead of qkv; apart: gate and up do. Of quantized checkpoints k_scale and v_scale, lists by layer.
 ---@param dir string
 ---@param c table
----@param options table   runtime; dtype: nil keeps the storage type; progress(bytes done, bytes in all, tensor name)
+---@param options table   runtime; dtype: nil keeps the storage type; activations: "f32" rounds none; progress(bytes done, bytes in
+---all, tensor name)
 ---@return table|nil weights
 ---@return table|nil err
 function weights.load(dir, c, options) return fault.catch(load, dir, c, options) end

@@ -51,7 +51,7 @@ end
 ---   options.strategy   who drafts, how many, how to choose, what to keep: session/strategy.lua
 ---   options.sample     short for strategy = { sample = }: a chain (mav.sample.chain), its options, or a function; nil: greedy
 ---   options.context    most tokens of prompt and output together; nil: what the model allows, at most 4096
----   options.kv_dtype   "f32" (nil) or "bf16"; or options.kv: a cache to share with other sessions
+---   options.kv_dtype   "f32", "bf16" or "fp8", nil: as the checkpoint asks; or options.kv: a cache to share with other sessions
 ---   options.key        keys the sampling noise of this session's sequence; nil: 0
 ---   options.fused      false: unfused ops
 ---   options.entropy, confidence   true: s.live has the target's entropy, the drafts' probabilities, though the policy needs none
