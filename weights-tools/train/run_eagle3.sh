@@ -2,7 +2,7 @@
 # Trains the EAGLE-3 head of tiny-maverick from nothing: prompts, the model's own greedy continuations, its features,
 # training, export, evaluation. Everything is seeded. Work files go to build/train/eagle3, the result to
 # models/tiny-maverick-eagle3. What is there already is kept; interrupted steps go on where they stopped.
-# Needs a built mav. Settings: MAV, STEPS, PROMPTS; MODEL, OUT, WORK (absolute folders).
+# Needs a built mav. Settings: MAV, STEPS, PROMPTS, MORE; MODEL, OUT, WORK (absolute folders).
 set -eu
 if [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then sed -n '2,5s/^# //p' "$0"; exit 0; fi
 
@@ -40,7 +40,7 @@ held="$work/heldout.prompts.jsonl $work/chat.prompts.jsonl $work/edit.prompts.js
 # shellcheck disable=SC2086 # a list of files
 rollouts train --count "${PROMPTS:-9000}" --seed 11 --avoid $held
 # shellcheck disable=SC2086
-rollouts more --count 1500 --kinds chat asked edit --popular 0.15 --free 0 --seed 13 --avoid $held
+rollouts more --count "${MORE:-1500}" --kinds chat asked edit --popular 0.15 --free 0 --seed 13 --avoid $held
 
 "$python" eagle3_features.py --model "$model" --rollouts "$work/train.jsonl" "$work/more.jsonl" --out "$work/features"
 "$python" train_eagle3.py --model "$model" --data "$work/features" --out "$work/run" --steps "${STEPS:-1000}" --lr 4e-3 \
