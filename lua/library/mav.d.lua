@@ -200,6 +200,12 @@ function mav.rows(n, options) end
 ---@param slot? integer
 function Rows:set(i, id, seq, pos, parent, slot) end
 
+---Rows first to last of the same table, for ops that work on a part of a draft tree. Their parents still count in the table.
+---@param first integer from 1
+---@param last integer
+---@return mav.Rows
+function Rows:slice(first, last) end
+
 ---A captured list of ops with planned memory, replayed with no Lua in it. `graph[i]` is the i-th returned tensor.
 ---@class mav.Graph
 ---@field outputs mav.Tensor[] what the captured function returned; readable after a launch
@@ -238,6 +244,68 @@ function Graph:stats() end
 ---@return {op: string, us: number}[]
 function Graph:profile() end
 
+---The speculative decode loop of one sequence, a step at a time: begin, then draft or drafted, verify, commit, and again.
+---Drafts form a tree, level by level, in one row table; level 0 is the last token. See core/mav.h.
+---@class mav.Spec
+---@field state "idle"|"drafted"|"verifying"|"committed"|"rolled back"|"error"
+---@field depth integer the deepest level
+---@field tree mav.Rows the whole table
+local Spec = {}
+
+---widths: children of every node, level by level; {1, 1, 1} is a chain of three drafts, {} plain decoding.
+---@param options {kv: mav.Kv, widths: integer[]}
+---@return mav.Spec
+function mav.spec(options) end
+
+---The sequence to continue and its last token, which is not in the cache yet. From any state.
+---@param seq mav.Sequence
+---@param id integer
+function Spec:begin(seq, id) end
+
+---Rows of levels 0 to depth.
+---@param depth integer
+---@return integer
+function Spec:size(depth) end
+
+---Drafts from a list: the ids of rows 2 to size(depth).
+---@param depth integer
+---@param ids integer[]
+function Spec:draft(depth, ids) end
+
+---Drafts of this depth were written into the table by a graph.
+---@param depth integer
+function Spec:drafted(depth) end
+
+---Reserves slots and launches the graph of the drafted depth, whose rows are the first rows of the tree.
+---@param graph mav.Graph
+function Spec:verify(graph) end
+
+---Ends the step: commits the accepted path and appends the emitted tokens to ids after `length`. Returns how many those are.
+---accepted: nil when only the root was verified. advanced: a graph moved the tree to the next root already.
+---@param accepted mav.Tensor?
+---@param choice mav.Tensor
+---@param advanced boolean
+---@param ids integer[]
+---@param length integer
+---@return integer count
+function Spec:commit(accepted, choice, advanced, ids, length) end
+
+---Asserts what must hold in the present state; raises what does not.
+function Spec:check() end
+
+---Levels drafted and accepted, tokens emitted, since the object was made.
+---@return {steps: integer, drafted: integer, accepted: integer, emitted: integer}
+function Spec:stats() end
+
+---Calls fn(...) and stops it with an error when it runs longer than `seconds`: for functions of others in a loop of one's own. The
+---clock is looked at every 10,000 instructions; a long C function is not interrupted, nor a coroutine that was made outside. One level:
+---a guard in a guard keeps the outer's time.
+---@param seconds number
+---@param fn function
+---@param ... any
+---@return any ...
+function mav.guard(seconds, fn, ...) end
+
 ---A paged KV cache.
 ---@class mav.Kv
 ---@field layers integer
@@ -258,8 +326,10 @@ local Kv = {}
 ---@operator len: integer
 local Sequence = {}
 
----A new cache. chunk: attention chunk of every layer (a list, or one number for all), 0: full.
----@param options {layers: integer, kv_heads: integer, head_dim: integer, tokens: integer, chunk?: integer|integer[], dtype?: "f32"|"bf16", sequences?: integer, page?: integer, context_max?: integer, runtime?: mav.Runtime}
+---A new cache. chunk: attention chunk of every layer (a list, or one number for all), 0: full. kv_heads and head_dim: also lists, where
+---layers differ (those of a draft head, say, beside the model's: one sequence then holds both). An f8 cache holds e4m3(k / k_scale) and
+---e4m3(v / v_scale); a scale for every layer (a list, or one number for all), 1 when absent.
+---@param options {layers: integer, kv_heads: integer|integer[], head_dim: integer|integer[], tokens: integer, chunk?: integer|integer[], dtype?: "f32"|"bf16"|"f8", k_scale?: number|number[], v_scale?: number|number[], sequences?: integer, page?: integer, context_max?: integer, runtime?: mav.Runtime}
 ---@return mav.Kv? kv
 ---@return mav.Error? err
 function mav.kv(options) end
@@ -624,9 +694,10 @@ function Ops.all_reduce(args) end
 ---@return mav.Tensor y
 function Ops.penalize(args) end
 
----Sets seen[seq, id] = 1 for every row.
+---Sets seen[seq, id] = 1 for every row, or for every accepted one.
 ---- seen: (Q, V) u8; by sequence
----@param args {seen: mav.Tensor, rows: mav.Rows}
+---- accepted: (T) i32; of op accept; absent: all rows
+---@param args {seen: mav.Tensor, rows: mav.Rows, accepted?: mav.Tensor}
 function Ops.mark_seen(args) end
 
 ---Keeps the k largest values of every row and those equal to the k-th; the rest become -inf.
@@ -658,10 +729,112 @@ function Ops.min_p_mask(args) end
 ---- rows: positions and sequences
 ---- kv: any layer of the cache: holds the sequences' keys
 ---- seed: default 0
+---- ahead: the noise of position + 1 + ahead: for rows that lie behind the token they predict; default 0
 ---- ids: (T) i32
----@param args {x: mav.Tensor, rows: mav.Rows, kv: mav.Layer, seed?: integer, ids?: mav.Tensor, out?: mav.Tensor}
+---@param args {x: mav.Tensor, rows: mav.Rows, kv: mav.Layer, seed?: integer, ahead?: integer, ids?: mav.Tensor, out?: mav.Tensor}
 ---@return mav.Tensor ids
 function Ops.sample(args) end
+
+---Adds the noise that sample adds: y = x + g, so that the k largest of y are k draws from softmax(x) without replacement. -inf stays -inf. Stream 0 is the noise of sample; other streams are independent of it.
+---- x: (T, V) f32; logits, filtered or not
+---- rows: positions and sequences
+---- kv: any layer of the cache: holds the sequences' keys
+---- seed: default 0
+---- ahead: see sample; default 0
+---- stream: 0 to 15; default 0
+---- y: (T, V) f32
+---@param args {x: mav.Tensor, rows: mav.Rows, kv: mav.Layer, seed?: integer, ahead?: integer, stream?: integer, y?: mav.Tensor, out?: mav.Tensor}
+---@return mav.Tensor y
+function Ops.perturb(args) end
+
+---Accepts a draft when it equals the target's own choice at its parent: from the root of every tree, goes to the child whose id is choice[parent] (the first one if several are), until there is none. With the target's argmax this is greedy acceptance, with its seed-keyed draw it keeps the text of plain sampling.
+---- rows: verified rows: roots and drafts
+---- choice: (T) i32; the target's choice after every row
+---- accepted: (T) i32; place of the row on its tree's accepted path, the root being 0; -1: not on it. The tokens to emit are the choices of the accepted rows
+---@param args {rows: mav.Rows, choice: mav.Tensor, accepted?: mav.Tensor, out?: mav.Tensor}
+---@return mav.Tensor accepted
+function Ops.accept(args) end
+
+---Speculative sampling: at every accepted row its children are tried in order of rows. A child with id c is accepted with probability min(1, p[c] / q[c]); else p becomes norm(max(p - q, 0)) and c is taken out of q. A child that q does not hold counts as certain: q is 1 there. When no child is left the choice is a draw from what p has become. Emitted tokens have the distribution p exactly, whether siblings were drawn from q, with or without replacement, or were certain.
+---- rows: verified rows: roots and drafts
+---- p: (T, V) f32; the target's probabilities after every row
+---- q: (T, V) f32; the drafter's probabilities after every row; absent: its drafts were certain
+---- kv: any layer of the cache: holds the sequences' keys
+---- seed: default 0
+---- accepted: (T) i32; as of accept
+---- choice: (T) i32; of an accepted row: the token that follows it; of others: 0
+---@param args {rows: mav.Rows, p: mav.Tensor, q?: mav.Tensor, kv: mav.Layer, seed?: integer, accepted?: mav.Tensor, choice?: mav.Tensor, out?: mav.Tensor[]}
+---@return mav.Tensor accepted
+---@return mav.Tensor choice
+function Ops.accept_rejection(args) end
+
+---Typical acceptance, which changes the distribution: a child with id c is accepted when p[c] > min(epsilon, delta e^-H(p)), H being the entropy of p at its parent; the most likely of several (the first on ties). Where none is, the path ends.
+---- rows: verified rows: roots and drafts
+---- p: (T, V) f32; the target's probabilities after every row
+---- choice: (T) i32; the target's choice after every row: what follows the end of the path; 0 <= i < V
+---- epsilon: above 0; default 0.09
+---- delta: above 0; default 0.3
+---- accepted: (T) i32; as of accept
+---- next_ids: (T) i32; of an accepted row: the token that follows it (the accepted child, at the end the choice); of others: 0
+---@param args {rows: mav.Rows, p: mav.Tensor, choice: mav.Tensor, epsilon?: number, delta?: number, accepted?: mav.Tensor, next_ids?: mav.Tensor, out?: mav.Tensor[]}
+---@return mav.Tensor accepted
+---@return mav.Tensor next_ids
+function Ops.accept_typical(args) end
+
+---Moves keys and values of accepted rows from their slots to the slots of their positions, in order of position.
+---- rows: verified rows
+---- accepted: (T) i32; of accept
+---- kv: the layer's cache
+---@param args {rows: mav.Rows, accepted: mav.Tensor, kv: mav.Layer}
+function Ops.kv_move(args) end
+
+---The rows of the next step: the root of every tree of next becomes the token after the last accepted row of its sequence: id = choice there, pos = its pos + 1 + shift. Every other row of next gets pos = its parent's pos + 1; row number i of a tree gets slot = root pos + i, so a chain's slots are its positions. Sequences and parents of next are read; ids of other rows are left. rows and next may be the same.
+---- rows: verified rows
+---- accepted: (T) i32; of accept
+---- choice: (T) i32; the token after every row; 0 <= i < V
+---- next: (N); the next draft trees, each tree's rows one after the other
+---- vocab: V: choices are below it
+---- shift: 0 or -1: -1 for heads that pair a position's state with the token after it; default 0
+---@param args {rows: mav.Rows, accepted: mav.Tensor, choice: mav.Tensor, next: mav.Rows, vocab: integer, shift?: integer}
+function Ops.rows_advance(args) end
+
+---The rows of a drafter that pairs the state of a position with the token after it: next[r] has id = choice[r], the sequence and position of row r, slot = pos and no parent. Rows that were not accepted become idle.
+---- rows: verified rows
+---- accepted: (T) i32; of accept
+---- choice: (T) i32; the token after every row; 0 <= i < V
+---- next: (T)
+---- vocab: V: choices are below it
+---@param args {rows: mav.Rows, accepted: mav.Tensor, choice: mav.Tensor, next: mav.Rows, vocab: integer}
+function Ops.rows_follow(args) end
+
+---Writes token ids into rows.
+---- ids: (N) i32; 0 <= i < V
+---- next: (N)
+---- vocab: V: ids are below it
+---@param args {ids: mav.Tensor, next: mav.Rows, vocab: integer}
+function Ops.rows_put(args) end
+
+---The row at the end of the accepted path of every tree, in order of their roots.
+---- rows: verified rows
+---- accepted: (T) i32; of accept
+---- trees: how many trees the rows hold; more than there are: the rest repeats the last; default 1
+---- index: (trees) i32; row numbers from 0
+---@param args {rows: mav.Rows, accepted: mav.Tensor, trees?: integer, index?: mav.Tensor, out?: mav.Tensor}
+---@return mav.Tensor index
+function Ops.last_accepted(args) end
+
+---total[at] = how many different values index holds: the experts that a step's rows hit in a layer.
+---- index: (T, A) i32; router's choice
+---- total: (N) i32
+---- at: 0 <= at < N; default 0
+---@param args {index: mav.Tensor, total: mav.Tensor, at?: integer}
+function Ops.count_distinct(args) end
+
+---time[at] = the device's monotonic clock in nanoseconds, when everything before it is done.
+---- time: (N) i64
+---- at: 0 <= at < N; default 0
+---@param args {time: mav.Tensor, at?: integer}
+function Ops.stamp(args) end
 
 ---y = -x.
 ---- x: any shape f32
@@ -841,6 +1014,13 @@ function Ops.softmax(args) end
 ---@return mav.Tensor y
 function Ops.log_softmax(args) end
 
+---Entropy in nats of softmax(x) over the last dimension, kept with size 1.
+---- x: (..., N) f32; logits
+---- y: (..., 1) f32
+---@param args {x: mav.Tensor, y?: mav.Tensor, out?: mav.Tensor}
+---@return mav.Tensor y
+function Ops.entropy(args) end
+
 ---Running sum along the last dimension.
 ---- x: (..., N) f32
 ---- y: as x f32
@@ -880,6 +1060,15 @@ function Ops.gather(args) end
 ---@param args {x: mav.Tensor, index: mav.Tensor, y?: mav.Tensor, out?: mav.Tensor}
 ---@return mav.Tensor y
 function Ops.take(args) end
+
+---y[t] = base with y[t, index[i]] = x[t, i]: spreads a reduced vocabulary over the whole one.
+---- x: (T, N) f32
+---- index: (N) i32; each at most once; 0 <= i < V
+---- base: (V) f32; what the other elements are
+---- y: (T, V) f32
+---@param args {x: mav.Tensor, index: mav.Tensor, base: mav.Tensor, y?: mav.Tensor, out?: mav.Tensor}
+---@return mav.Tensor y
+function Ops.scatter(args) end
 
 ---a and b side by side along the last dimension.
 ---- a: (T, N) f32
