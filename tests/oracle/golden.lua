@@ -15,7 +15,7 @@ function golden.json(path)
   return assert(mav.json.decode(text))
 end
 
---- The tensors of a model's goldens: get(name) -> nested table, has(name); prompts: their names.
+--- The tensors of a model's goldens: get(name) -> nested table, has(name), names(); prompts: their names.
 function golden.open(name)
   local file = assert(mav.safetensors.open(golden.dir .. "/goldens/" .. name .. "/golden.safetensors"))
   local self = { prompts = {} }
@@ -23,6 +23,7 @@ function golden.open(name)
     if file:has(prompt .. ".input_ids") then table.insert(self.prompts, prompt) end
   end
   function self.has(key) return file:has(key) end
+  function self.names() return file:names() end
   function self.get(key) return assert(file:get(key)):totable() end
   return self
 end
