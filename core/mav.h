@@ -350,6 +350,7 @@ MAV_API mav_err mav_spec_new(mav_spec **out, mav_kv *kv, int depth, const int32_
 MAV_API mav_spec *mav_spec_retain(mav_spec *s);
 MAV_API void mav_spec_release(mav_spec *s);
 MAV_API mav_rows *mav_spec_tree(mav_spec *s);                 /* borrowed: the whole table */
+MAV_API mav_kv *mav_spec_kv(mav_spec *s);                     /* borrowed */
 MAV_API int mav_spec_depth(const mav_spec *s);                /* the deepest level */
 MAV_API int64_t mav_spec_size(const mav_spec *s, int depth);  /* rows of levels 0..depth */
 MAV_API mav_spec_state mav_spec_get_state(const mav_spec *s);

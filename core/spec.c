@@ -9,16 +9,18 @@
  *                                                               '--a failure in verify or commit--> ERROR
  *
  *   from                              function   to
- *   any                               begin      IDLE
+ *   any                               begin      IDLE, or ERROR
  *   IDLE, COMMITTED, ROLLED_BACK      draft      DRAFTED (depth 0: the state stays)
  *   IDLE, COMMITTED, ROLLED_BACK      drafted    DRAFTED (depth 0: the state stays)
  *   IDLE, COMMITTED, ROLLED_BACK,
- *   DRAFTED                           verify     VERIFYING, or ERROR
+ *   DRAFTED                           verify     VERIFYING; ERROR: the launch failed
  *   VERIFYING                         commit     COMMITTED, ROLLED_BACK, or ERROR
+ *   Any other call is an error and changes nothing. So is a verify before its launch: a graph for other rows, a sequence that
+ *   changed, no room for the slots (it may be called again when there is).
  *
  * What may be trusted (mav_spec_check asserts it):
  *   1. but in ERROR: the sequence lives, row 0 is the root: its position is the sequence's length, parent -1, slot = position.
- *   2. but in ERROR and VERIFYING: every row of the table has its parent's position + 1 and slot root + row number. (While
+ *   2. but in ERROR and VERIFYING: every row of the table is of the sequence, has its parent's position + 1 and slot root + row number. (While
  *      VERIFYING a graph may have moved the table to the next step already.)
  *   3. DRAFTED: 1 <= drafted <= depth, and the ids of those levels are not negative. IDLE, COMMITTED, ROLLED_BACK: drafted = 0.
  *   4. VERIFYING: the slots of the verified rows are reserved.
@@ -93,6 +95,7 @@ void mav_spec_release(mav_spec *s) {
 
 mav_rows *mav_spec_tree(mav_spec *s) { return s->tree; }
 int mav_spec_depth(const mav_spec *s) { return s->depth; }
+mav_kv *mav_spec_kv(mav_spec *s) { return s->kv; }
 int64_t mav_spec_size(const mav_spec *s, int depth) { return depth < 0 || depth > s->depth ? 0 : s->size[depth]; }
 mav_spec_state mav_spec_get_state(const mav_spec *s) { return s->state; }
 void mav_spec_get_stats(const mav_spec *s, mav_spec_stats *out) { *out = s->stats; }
@@ -149,7 +152,7 @@ mav_err mav_spec_draft(mav_spec *s, int depth, const int32_t *ids) {
   MAV_TRY(check_draft(s, depth, "spec_draft"));
   for (int64_t i = 1; i < s->size[depth]; i++)
     if (ids[i - 1] < 0) return FAIL(s, RANGE, "spec_draft", "draft %lld has the token id %d", (long long)i, ids[i - 1]);
-  memcpy(at(s, MAV__ROWS_ID) + 1, ids, (size_t)(s->size[depth] - 1) * sizeof *ids);
+  if (depth) memcpy(at(s, MAV__ROWS_ID) + 1, ids, (size_t)(s->size[depth] - 1) * sizeof *ids);
   return mav_spec_drafted(s, depth);
 }
 
@@ -167,7 +170,7 @@ mav_err mav_spec_verify(mav_spec *s, mav_graph *g) {
   if (mav_kv_sequence_length(s->kv, s->seq) != s->root)
     return FAIL(s, STATE, "spec_verify", "the sequence changed meanwhile: begin again");
   /* the deepest row may become the next root, and the next tree's slots follow it */
-  MAV_TRY(fail(s, mav_kv_sequence_reserve(s->kv, s->seq, s->drafted + 1 + s->tree->total)));
+  MAV_TRY(mav_kv_sequence_reserve(s->kv, s->seq, s->drafted + 1 + s->tree->total));
   MAV_TRY(fail(s, mav_graph_launch(g)));
   s->state = MAV_SPEC_STATE_VERIFYING;
   return MAV_OK;
@@ -176,7 +179,7 @@ mav_err mav_spec_verify(mav_spec *s, mav_graph *g) {
 /* The accepted path from the rows' places on it: accepted[row] = place or -1. */
 static mav_err read_path(const mav_spec *s, const int32_t *accepted, const int32_t *choice, int32_t *ids, int *count) {
   const int32_t *parent = at(s, MAV__ROWS_PARENT);
-  int64_t row = 0;
+  int64_t row = 0, marked = 1;
   if (accepted && accepted[0] != 0) return FAIL(s, INVALID, "spec_commit", "accepted: the root's place is %d; it is always 0", accepted[0]);
   for (*count = 0; row >= 0;) {
     int64_t next = -1;
@@ -190,6 +193,9 @@ static mav_err read_path(const mav_spec *s, const int32_t *accepted, const int32
       }
     row = next;
   }
+  for (int64_t i = 1; accepted && i < s->size[s->drafted]; i++) marked += accepted[i] != -1;
+  if (marked != *count)
+    return FAIL(s, INVALID, "spec_commit", "accepted: %lld rows have a place, but the path from the root has %d", (long long)marked, *count);
   return MAV_OK;
 }
 
@@ -206,6 +212,8 @@ mav_err mav_spec_commit(mav_spec *s, mav_tensor *accepted, mav_tensor *choice, b
   if (accepted) MAV_TRY(fail(s, check_rows_tensor(s, accepted, "accepted")));
   if (!accepted && s->drafted) return fail(s, FAIL(s, INVALID, "spec_commit", "drafts were verified: accepted is needed"));
   MAV_TRY(fail(s, read_path(s, accepted ? mav__tensor_pointer(accepted) : NULL, mav__tensor_pointer(choice), ids, count)));
+  if (mav_kv_sequence_length(s->kv, s->seq) != s->root)
+    return fail(s, FAIL(s, STATE, "spec_commit", "the sequence changed meanwhile: begin again"));
   MAV_TRY(fail(s, mav_kv_sequence_commit(s->kv, s->seq, *count)));
   s->stats.steps++;
   s->stats.drafted += s->drafted;
@@ -222,7 +230,7 @@ mav_err mav_spec_commit(mav_spec *s, mav_tensor *accepted, mav_tensor *choice, b
   if (!(condition)) return FAIL(s, STATE, "spec_check", "in the state \"%s\": %s", mav_spec_state_name(s->state), text)
 
 mav_err mav_spec_check(const mav_spec *s) {
-  const int32_t *id = at(s, MAV__ROWS_ID), *pos = at(s, MAV__ROWS_POS), *slot = at(s, MAV__ROWS_SLOT), *parent = at(s, MAV__ROWS_PARENT);
+  const int32_t *id = at(s, MAV__ROWS_ID), *seq = at(s, MAV__ROWS_SEQ), *pos = at(s, MAV__ROWS_POS), *slot = at(s, MAV__ROWS_SLOT), *parent = at(s, MAV__ROWS_PARENT);
   HOLDS(s->stats.emitted == s->stats.accepted + s->stats.steps, "emitted is not accepted + steps");
   if (s->state == MAV_SPEC_STATE_ERROR) return MAV_OK;
   const int64_t length = mav_kv_sequence_length(s->kv, s->seq);
@@ -233,9 +241,9 @@ mav_err mav_spec_check(const mav_spec *s) {
     HOLDS(s->kv->seq[s->seq].reserved >= s->root + s->size[s->drafted], "slots of the verified rows are not reserved");
     return MAV_OK;
   }
-  HOLDS(id[0] >= 0 && pos[0] == s->root && slot[0] == pos[0], "the root is not the token at its position");
+  HOLDS(id[0] >= 0 && seq[0] == s->seq && pos[0] == s->root && slot[0] == pos[0], "the root is not the token at its position");
   for (int64_t i = 1; i < s->tree->total; i++) {
-    HOLDS(parent[i] >= 0 && parent[i] < i && pos[i] == pos[parent[i]] + 1, "a row does not follow its parent");
+    HOLDS(parent[i] >= 0 && parent[i] < i && seq[i] == s->seq && pos[i] == pos[parent[i]] + 1, "a row does not follow its parent");
     HOLDS(slot[i] == s->root + i, "a row is not at its slot");
   }
   HOLDS(is_ready(s) ? s->drafted == 0 : s->drafted >= 1 && s->drafted <= s->depth, "the number of drafted levels is wrong");
