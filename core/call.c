@@ -48,7 +48,9 @@ static mav_err check_tensor(call *c, const mav_arg_desc *d, const mav_tensor *t)
   const mav__buffer *b = t->buffer;
   if (b->kind == MAV__BUFFER_PLANNED && b->graph != c->rt->capture)
     return FAIL(c, STATE, "%s was planned by a capture that is over; mark it with keep there", d->name);
-  if (b->read_only && (d->kind == MAV_ARG_OUT || d->kind == MAV_ARG_MUT)) return FAIL(c, INVALID, "%s is read only", d->name);
+  const bool is_written = d->kind == MAV_ARG_OUT || d->kind == MAV_ARG_MUT;
+  if (b->read_only && is_written) return FAIL(c, INVALID, "%s is read only", d->name);
+  if (b->is_rows && is_written && c->rt->capture) return FAIL(c, INVALID, "%s is the memory of the rows, which a capture cannot write", d->name);
   return MAV_OK;
 }
 
@@ -326,16 +328,13 @@ static int64_t index_bound(const call *c) {
 }
 
 /* A capture writes into memory of the caller's: what a later op of it reads there is not what the host sees now. */
-static mav_err note_write(call *c, const mav_arg_desc *d, const mav_tensor *t) {
+static void note_write(call *c, const mav_tensor *t) {
   mav__buffer *b = t->buffer;
-  if (!c->rt->capture) return MAV_OK;
-  if (b->is_rows) return FAIL(c, INVALID, "%s is the memory of the rows, which a capture cannot write", d->name);
   const int64_t bound = index_bound(c);
   const bool whole = (size_t)mav_tensor_count(t) * mav_dtype_bytes(t->dtype) == b->bytes;
   if (whole || b->written_in != c->rt->captures) b->index_bound = whole ? bound : 0;
   else b->index_bound = bound && b->index_bound ? (bound > b->index_bound ? bound : b->index_bound) : 0;
   b->written_in = c->rt->captures;
-  return MAV_OK;
 }
 
 static mav_err make_result(call *c, const mav_arg_desc *d, mav_arg *a) {
@@ -351,8 +350,7 @@ static mav_err make_result(call *c, const mav_arg_desc *d, mav_arg *a) {
                   mav__shape_text(want, sizeof want, dims, shape));
     if (c->op == MAVK_OP_cast && t->dtype != (mav_dtype)number(c, "dtype"))
       return FAIL(c, DTYPE, "%s does not have the dtype asked for", d->name);
-    MAV_TRY(check_overlap(c, d, t));
-    return note_write(c, d, t);
+    return check_overlap(c, d, t);
   }
   int type = c->op == MAVK_OP_cast ? (int)number(c, "dtype") : __builtin_ctz(d->types);
   size_t bytes;
@@ -367,6 +365,15 @@ static mav_err make_result(call *c, const mav_arg_desc *d, mav_arg *a) {
   return err;
 }
 
+/* rows_advance relies on the sequences of both sides, which the host sees at the launch unless rows_follow writes them before. */
+static mav_err check_next(call *c) {
+  const mav__rows_written *written[] = {&mav__rows_base(c->rows)->written, &c->next->written};
+  for (int i = 0; i < 2; i++)
+    if (written[i]->moved_in == c->rt->captures && !written[i]->trees)
+      return FAIL(c, INVALID, "rows_follow writes %s in this capture: which of them are idle is not known before", i ? "next" : "rows");
+  return MAV_OK;
+}
+
 /* What this op will find in its rows. Those that an earlier op of the capture wrote are not there yet: then what they are made
  * from is checked, and their ids by the promise of their maker. */
 static mav_err check_rows(call *c) {
@@ -374,44 +381,45 @@ static mav_err check_rows(call *c) {
   mav__launch_check check = {.op = c->desc->name, .rows = c->rows};
   const mav__rows_written *w = &mav__rows_base(c->rows)->written;
   const bool keys_only = c->op == MAVK_OP_sample || c->op == MAVK_OP_perturb || c->op == MAVK_OP_accept_rejection;
+  const bool accepts = c->op == MAVK_OP_accept_rejection || c->op == MAVK_OP_accept_typical; /* ids are looked up in probabilities */
   mav_kv *slots = c->kv && !keys_only ? c->kv : NULL;
   if (keys_only) check.seq_limit = c->kv->sequences;
-  if (c->op == MAVK_OP_embed || c->op == MAVK_OP_penalize || c->op == MAVK_OP_mark_seen) check.id_limit = dim(c, 'V');
+  if (c->op == MAVK_OP_embed || c->op == MAVK_OP_penalize || c->op == MAVK_OP_mark_seen || accepts) check.id_limit = dim(c, 'V');
   if (c->op == MAVK_OP_penalize || c->op == MAVK_OP_mark_seen) check.seq_limit = dim(c, 'Q');
+  check.moves = c->op == MAVK_OP_kv_move;
   if (!g) {
     check.kv = slots;
     return mav__check_now(c->rt, &check);
   }
-  const bool moved = w->moved_in == c->rt->captures;
+  if (c->op == MAVK_OP_rows_advance) MAV_TRY(check_next(c));
+  const bool moved = w->moved_in == c->rt->captures, moves_on = c->op == MAVK_OP_rows_advance || c->op == MAVK_OP_rows_follow;
   if (check.id_limit && w->ids_in == c->rt->captures && w->id_bound > check.id_limit)
     return FAIL(c, RANGE, "the capture writes ids below %lld into the rows; they must be below %lld", (long long)w->id_bound,
                 (long long)check.id_limit);
   if (!moved) check.kv = slots;
   MAV_TRY(mav__graph_check_at_launch(g, check));
-  if (!moved || (!slots && !check.seq_limit)) return MAV_OK;
+  if (!moved) return MAV_OK;
+  if (w->trees && (slots || moves_on))
+    MAV_TRY(mav__graph_check_at_launch(g, (mav__launch_check){.op = check.op, .rows = w->from, .next = mav__rows_base(c->rows)}));
   if (check.seq_limit) MAV_TRY(mav__graph_check_at_launch(g, (mav__launch_check){.op = check.op, .rows = w->source, .seq_limit = check.seq_limit}));
   if (!slots) return MAV_OK;
-  return mav__graph_check_at_launch(g, (mav__launch_check){.op = check.op, .rows = w->source, .kv = slots, .derives = true, .ahead = w->ahead,
-                                                           .next = w->trees ? mav__rows_base(c->rows) : NULL});
+  return mav__graph_check_at_launch(g, (mav__launch_check){.op = check.op, .rows = w->source, .kv = slots, .derives = true, .ahead = w->ahead});
 }
 
 /* A capture writes rows: later ops of it may rely on what the writer promises. */
-static mav_err note_rows(call *c) {
-  mav_graph *g = c->rt->capture;
-  if (!g) return MAV_OK;
+static void note_rows(call *c) {
   mav__rows_written *w = &mav__rows_base(c->next)->written;
   const int64_t bound = dim(c, 'V');
   w->id_bound = w->ids_in == c->rt->captures && w->id_bound > bound ? w->id_bound : bound;
   w->ids_in = c->rt->captures;
-  MAV_TRY(mav__graph_hold_rows(g, c->next));
-  if (c->op == MAVK_OP_rows_put) return MAV_OK;
+  if (c->op == MAVK_OP_rows_put) return;
   const mav__rows_written from = mav__rows_base(c->rows)->written;
   const bool again = from.moved_in == c->rt->captures;
   w->moved_in = c->rt->captures;
+  w->from = c->rows;
   w->source = again ? from.source : c->rows;
   w->trees = c->op == MAVK_OP_rows_advance;
   w->ahead = (again ? from.ahead : 0) + (w->trees ? c->next->count + (int64_t)number(c, "shift") : 0);
-  return MAV_OK;
 }
 
 /* Device values the kernel trusts. */
@@ -441,8 +449,13 @@ static mav_err run_or_record(call *c) {
     return c->rt->backend->run(c->rt, &node, 1);
   }
   if (c->rows) MAV_TRY(mav__graph_hold_rows(g, c->rows));
+  if (c->next) MAV_TRY(mav__graph_hold_rows(g, c->next));
   if (c->kv) MAV_TRY(mav__graph_hold_kv(g, c->kv));
-  return mav__graph_record(g, c->op, c->blob, c->uses, c->use_count);
+  MAV_TRY(mav__graph_record(g, c->op, c->blob, c->uses, c->use_count));
+  if (c->next) note_rows(c);
+  for (int i = 0; i < c->desc->args; i++)
+    if (c->args[i].given && (c->desc->arg[i].kind == MAV_ARG_OUT || c->desc->arg[i].kind == MAV_ARG_MUT)) note_write(c, c->args[i].tensor);
+  return MAV_OK;
 }
 
 #define ROWS_BYTES_MAX ((double)(512 << 20)) /* activations of one op, as a backend packs them into its scratch memory */
@@ -485,7 +498,6 @@ mav_err mav_op_call(mav_runtime *rt, int op, mav_arg *args) {
     MAV_GOTO(fill_tensor(&c, &desc->arg[i], &args[i]));
   }
   MAV_GOTO(check_values(&c));
-  if (c.next) MAV_GOTO(note_rows(&c));
   MAV_GOTO(run_or_record(&c));
   return MAV_OK;
 done:

@@ -62,20 +62,24 @@ mav_err mav__graph_plan(mav_graph *g, size_t bytes, mav__buffer **out) {
 }
 
 mav_err mav__graph_record(mav_graph *g, int op, const void *args, const mav__use *uses, int count) {
-  size_t bytes = mav_op_get(op)->args_bytes;
-  for (int i = 0; i < count; i++) {
-    mav__buffer *b = uses[i].buffer;
-    MAV_TRY(hold(g, b));
-    if (b->kind == MAV__BUFFER_PLANNED) {
-      g->plans.at[b->plan].last = g->nodes.count;
-      MAV_TRY(PUSH(g, fixups, ((mav__fixup){.node = g->nodes.count, .at = uses[i].at, .buffer = b, .offset = uses[i].offset})));
-    }
-  }
+  const size_t bytes = mav_op_get(op)->args_bytes;
+  const int64_t fixups = g->fixups.count;
   void *copy = mav__alloc(bytes);
   if (!copy) return MAV_RT_NOMEM(g->rt, "graph");
   memcpy(copy, args, bytes);
-  mav_err err = PUSH(g, nodes, ((mav__node){.op = op, .args = copy}));
-  if (err) mav__free(copy);
+  mav_err err;
+  for (int i = 0; i < count; i++) {
+    mav__buffer *b = uses[i].buffer;
+    MAV_GOTO(hold(g, b));
+    if (b->kind != MAV__BUFFER_PLANNED) continue;
+    g->plans.at[b->plan].last = g->nodes.count;
+    MAV_GOTO(PUSH(g, fixups, ((mav__fixup){.node = g->nodes.count, .at = uses[i].at, .buffer = b, .offset = uses[i].offset})));
+  }
+  MAV_GOTO(PUSH(g, nodes, ((mav__node){.op = op, .args = copy})));
+  return MAV_OK;
+done:
+  g->fixups.count = fixups; /* the capture may go on: the next node is another one */
+  mav__free(copy);
   return err;
 }
 
@@ -99,18 +103,22 @@ mav_err mav__graph_check_at_launch(mav_graph *g, mav__launch_check c) {
   for (int64_t i = 0; i < g->checks.count; i++) {
     const mav__launch_check *o = &g->checks.at[i];
     if (o->rows == c.rows && o->kv == c.kv && o->index == c.index && o->id_limit == c.id_limit && o->seq_limit == c.seq_limit &&
-        o->derives == c.derives && o->ahead == c.ahead && o->next == c.next)
+        o->moves == c.moves && o->derives == c.derives && o->ahead == c.ahead && o->next == c.next)
       return MAV_OK;
   }
+  if (c.rows) MAV_TRY(mav__graph_hold_rows(g, c.rows));
+  if (c.next) MAV_TRY(mav__graph_hold_rows(g, c.next));
+  if (c.kv) MAV_TRY(mav__graph_hold_kv(g, c.kv));
   MAV_TRY(PUSH(g, checks, c));
   if (c.index) mav_tensor_retain(c.index);
   return MAV_OK;
 }
 
 mav_err mav__check_now(mav_runtime *rt, const mav__launch_check *c) {
-  if (c->derives) return mav__kv_check_ahead(c->kv, c->rows, c->ahead, c->next, c->op);
+  if (c->next) return mav__rows_check_next(c->rows, c->next, c->op);
+  if (c->derives) return mav__kv_check_ahead(c->kv, c->rows, c->ahead, c->op);
   if (c->rows) MAV_TRY(mav__rows_check(c->rows, c->op, c->id_limit, c->seq_limit));
-  if (c->kv) MAV_TRY(mav__kv_check_rows(c->kv, c->rows, c->op));
+  if (c->kv) MAV_TRY(mav__kv_check_rows(c->kv, c->rows, c->moves, c->op));
   if (c->index) {
     const int32_t *p = mav__tensor_pointer(c->index);
     int64_t n = mav_tensor_count(c->index);

@@ -27,9 +27,10 @@ typedef struct mav__launch_check {
   mav_kv *kv;         /* rows fit the cache, when not NULL; borrowed from graph->held_kvs */
   mav_tensor *index;  /* i32 in [0, id_limit), when rows is NULL; retained */
   int64_t id_limit, seq_limit;
+  bool moves;          /* see mav__kv_check_rows */
   bool derives;        /* rows are what the graph derives other rows from: see mav__kv_check_ahead */
   int64_t ahead;
-  mav_rows *next;
+  mav_rows *next;      /* trees that rows_advance makes from rows: see mav__rows_check_next; borrowed from graph->held_rows */
 } mav__launch_check;
 
 typedef enum mav__graph_state { MAV__GRAPH_CAPTURING, MAV__GRAPH_READY, MAV__GRAPH_DEAD } mav__graph_state;

@@ -315,7 +315,20 @@ mavk_kv mav__kv_kernel(const mav_kv *kv, int layer) {
 
 #define SAME_SLOT_ROWS 64 /* batches up to here (a draft tree) are searched for shared slots; longer ones are chains of a prompt */
 
-mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, const char *op) {
+/* Row i of a part whose ancestors come before the part: what attention reads on its way up. */
+static mav_err check_ancestors(const mav_kv *kv, const mav__kv_sequence *s, const mavk_rows *r, int64_t i, const char *op) {
+  int64_t k = i;
+  for (int64_t p; (p = mavk_parent(r, k)) != MAVK_NO_ROW; k = p)
+    if (r->seq[p] != r->seq[i] || r->pos[p] + 1 != r->pos[k] || r->slot[p] < s->floor || r->slot[p] >= s->reserved)
+      return MAV_RT_FAIL(kv->rt, STATE, op, "row %lld: its ancestor, row %lld of the table, is at position %d, slot %d of sequence %d", (long long)i,
+                         (long long)(r->first + p), r->pos[p], r->slot[p], r->seq[p]);
+  if (r->pos[k] < s->floor || r->pos[k] > s->reserved)
+    return MAV_RT_FAIL(kv->rt, STATE, op, "row %lld: the root of its tree is at position %d, but sequence %d holds positions %lld to %lld", (long long)i,
+                       r->pos[k], r->seq[i], (long long)s->floor, (long long)s->length);
+  return MAV_OK;
+}
+
+mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, bool moves, const char *op) {
   mavk_rows r = mav__rows_kernel(rows);
   for (int64_t i = 0; i < r.n; i++) {
     if (r.seq[i] < 0) continue;
@@ -332,6 +345,10 @@ mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, const char *o
     const int64_t p = mavk_parent(&r, i);
     if (p != MAVK_NO_ROW && r.slot[i] == r.pos[i] && r.slot[p] != r.pos[p])
       return MAV_RT_FAIL(kv->rt, INVALID, op, "row %lld sits at its position, but its parent does not", (long long)i);
+    if (p != MAVK_NO_ROW && p < 0) MAV_TRY(check_ancestors(kv, s, &r, i, op));
+    if (moves && (r.pos[i] < s->length || r.pos[i] >= s->reserved))
+      return MAV_RT_FAIL(kv->rt, STATE, op, "row %lld: position %d of sequence %d is no place to move to (committed %lld, reserved up to %lld)",
+                         (long long)i, r.pos[i], r.seq[i], (long long)s->length, (long long)s->reserved);
     for (int64_t k = 0; k < i && r.n <= SAME_SLOT_ROWS; k++)
       if (r.seq[k] == r.seq[i] && r.slot[k] == r.slot[i])
         return MAV_RT_FAIL(kv->rt, INVALID, op, "rows %lld and %lld of sequence %d share slot %d; give siblings slots of their own", (long long)k,
@@ -340,23 +357,15 @@ mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, const char *o
   return MAV_OK;
 }
 
-mav_err mav__kv_check_ahead(const mav_kv *kv, const mav_rows *rows, int64_t ahead, const mav_rows *next, const char *op) {
+mav_err mav__kv_check_ahead(const mav_kv *kv, const mav_rows *rows, int64_t ahead, const char *op) {
   mavk_rows r = mav__rows_kernel(rows);
   for (int64_t i = 0; i < r.n; i++) {
     if (r.seq[i] < 0) continue;
     mav__kv_sequence *s;
     MAV_TRY(sequence(kv, r.seq[i], op, &s));
-    if (r.pos[i] + ahead < s->length - 1 || r.pos[i] + ahead >= s->reserved)
+    if (r.pos[i] < s->length || r.pos[i] + ahead >= s->reserved)
       return MAV_RT_FAIL(kv->rt, STATE, op, "row %lld: position %d of sequence %d leaves no room for the %lld slots of the drafts after it (committed "
                          "%lld, reserved up to %lld)", (long long)i, r.pos[i], r.seq[i], (long long)ahead, (long long)s->length, (long long)s->reserved);
-  }
-  if (!next) return MAV_OK;
-  mavk_rows n = mav__rows_kernel(next);
-  for (int64_t i = 0; i < n.n; i++) {
-    int64_t k = 0;
-    while (k < r.n && r.seq[k] != n.seq[i]) k++;
-    if (n.seq[i] >= 0 && k == r.n)
-      return MAV_RT_FAIL(kv->rt, STATE, op, "row %lld of the next trees: sequence %d is not among the verified rows", (long long)i, n.seq[i]);
   }
   return MAV_OK;
 }

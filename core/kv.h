@@ -41,10 +41,10 @@ struct mav_kv {
 };
 
 mavk_kv mav__kv_kernel(const mav_kv *kv, int layer);
-/* Every row names a live sequence, a reserved slot that is not committed yet, and a position the cache can serve. */
-mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, const char *op);
-/* Rows that a graph will derive from these find their slots reserved: up to `ahead` after their positions. next: the draft trees
- * that it will write, whose sequences must all occur in rows; NULL: none. */
-mav_err mav__kv_check_ahead(const mav_kv *kv, const mav_rows *rows, int64_t ahead, const mav_rows *next, const char *op);
+/* Every row names a live sequence, a reserved slot that is not committed yet, and a position the cache can serve. moves: keys will
+ * also go to the slots of the rows' positions. */
+mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, bool moves, const char *op);
+/* Rows that a graph will derive from these find their slots reserved, and not committed yet: up to `ahead` after their positions. */
+mav_err mav__kv_check_ahead(const mav_kv *kv, const mav_rows *rows, int64_t ahead, const char *op);
 
 #endif

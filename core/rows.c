@@ -24,7 +24,7 @@ done:
 mav_err mav_rows_slice(mav_rows **out, mav_rows *r, int64_t first, int64_t count) {
   *out = NULL;
   if (first < 0 || count < 1 || first > r->count - count)
-    return MAV_RT_FAIL(r->rt, RANGE, "rows_slice", "rows %lld to %lld of %lld", (long long)first, (long long)(first + count - 1), (long long)r->count);
+    return MAV_RT_FAIL(r->rt, RANGE, "rows_slice", "%lld rows from row %lld on; there are %lld", (long long)count, (long long)first, (long long)r->count);
   mav_rows *part = mav__alloc(sizeof *part);
   if (!part) return MAV_RT_NOMEM(r->rt, "rows_slice");
   *part = (mav_rows){.refs = 1, .rt = mav_runtime_retain(r->rt), .base = mav_rows_retain(mav__rows_base(r)), .first = r->first + first,
@@ -59,7 +59,8 @@ mav_err mav_rows_set(mav_rows *r, int64_t i, int32_t id, int32_t seq, int32_t po
   if (seq >= 0) {
     const int32_t *p = mav__rows_at(r, MAV__ROWS_POS), *s = mav__rows_at(r, MAV__ROWS_SEQ);
     if (id < 0) return MAV_RT_FAIL(r->rt, RANGE, "rows_set", "row %lld: token id %d", (long long)i, id);
-    if (pos < 0) return MAV_RT_FAIL(r->rt, RANGE, "rows_set", "row %lld: position %d", (long long)i, pos);
+    if (pos < 0 || pos > MAV__ROWS_POS_MAX || slot > MAV__ROWS_POS_MAX)
+      return MAV_RT_FAIL(r->rt, RANGE, "rows_set", "row %lld: position %d, slot %d; expected 0 to %d", (long long)i, pos, slot, MAV__ROWS_POS_MAX);
     if (parent < -1 || parent >= i)
       return MAV_RT_FAIL(r->rt, RANGE, "rows_set", "row %lld: parent %d is not an earlier row", (long long)i, parent);
     if (parent >= 0 && (s[parent] != seq || p[parent] + 1 != pos))
@@ -82,6 +83,23 @@ mavk_rows mav__rows_kernel(const mav_rows *r) {
                      .pos = mav__rows_at(r, MAV__ROWS_POS),
                      .slot = mav__rows_at(r, MAV__ROWS_SLOT),
                      .parent = mav__rows_at(r, MAV__ROWS_PARENT)};
+}
+
+mav_err mav__rows_check_next(const mav_rows *rows, const mav_rows *next, const char *op) {
+  const mavk_rows r = mav__rows_kernel(rows), n = mav__rows_kernel(next);
+  for (int64_t i = 0, root = -1; i < n.n; i++) {
+    if (n.seq[i] < 0) continue;
+    if (n.parent[i] >= 0) {
+      if (root < 0 || n.parent[i] < root || n.parent[i] >= i || n.seq[n.parent[i]] != n.seq[i])
+        return MAV_RT_FAIL(rows->rt, INVALID, op, "next: row %lld does not belong to the tree before it", (long long)i);
+      continue;
+    }
+    int64_t k = 0;
+    while (k < r.n && r.seq[k] != n.seq[i]) k++;
+    if (k == r.n) return MAV_RT_FAIL(rows->rt, STATE, op, "next: row %lld: sequence %d is not among the verified rows", (long long)i, n.seq[i]);
+    root = i;
+  }
+  return MAV_OK;
 }
 
 mav_err mav__rows_check(const mav_rows *r, const char *op, int64_t id_limit, int64_t seq_limit) {

@@ -4,12 +4,14 @@
 
 #include "tensor.h"
 
+#define MAV__ROWS_POS_MAX (1 << 30) /* of positions and slots; sums of them and of rows stay far from overflow */
+
 /* What the ops of a capture did to a table: only meaningful while `in` is the number of the open capture. */
 typedef struct mav__rows_written {
   uint64_t ids_in;   /* ids were written: all are below id_bound */
   int64_t id_bound;
   uint64_t moved_in; /* positions were written: from those of `source`, and no slot lies further than `ahead` after its positions */
-  mav_rows *source;  /* borrowed from the graph that holds it */
+  mav_rows *from, *source; /* from: by way of these, when one op after the other moved rows. Borrowed from the graph that holds them */
   int64_t ahead;
   bool trees;        /* as the next trees of source's sequences; false: row by row like source */
 } mav__rows_written;
@@ -32,6 +34,8 @@ static inline int32_t *mav__rows_at(const mav_rows *r, mav__rows_field field) {
 }
 static inline mav_rows *mav__rows_base(mav_rows *r) { return r->base ? r->base : r; }
 mavk_rows mav__rows_kernel(const mav_rows *r);
+/* What rows_advance made next of rows may be relied on: it found a row for every tree, and every tree's rows one after the other. */
+mav_err mav__rows_check_next(const mav_rows *rows, const mav_rows *next, const char *op);
 /* Every row follows its parent; every id is below id_limit (if > 0) and every sequence below seq_limit (if > 0). */
 mav_err mav__rows_check(const mav_rows *r, const char *op, int64_t id_limit, int64_t seq_limit);
 

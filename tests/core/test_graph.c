@@ -206,6 +206,52 @@ static void test_computed_indices(void **state) {
   mav_graph_release(g), mav_rows_release(rows);
 }
 
+/* What a call promised that was refused, and what ops write that read and write in place, is no promise. */
+static void test_promises(void **state) {
+  (void)state;
+  mav_rows *rows;
+  mav_graph *g;
+  mav_tensor *x, *mine, *values, *index, *part;
+  assert_int_equal(mav_rows_new(&rows, rt, 2), MAV_OK);
+  assert_int_equal(mav_tensor_new(&x, rt, MAV_DTYPE_F32, 2, (int64_t[]){1, 4}), MAV_OK);
+  assert_int_equal(mav_tensor_new(&mine, rt, MAV_DTYPE_I32, 2, (int64_t[]){1, 2}), MAV_OK);
+  assert_int_equal(mav_tensor_new(&values, rt, MAV_DTYPE_F32, 2, (int64_t[]){1, 2}), MAV_OK);
+  assert_int_equal(mav_tensor_reshape(&index, mine, 1, (int64_t[]){2}), MAV_OK);
+  assert_int_equal(mav_tensor_slice(&part, index, 0, 0, 1, 1), MAV_OK);
+  const int topk = mav_op_find("topk"), gather = mav_op_find("gather"), distinct = mav_op_find("count_distinct");
+
+  bool done = false;
+  for (int n = 1; !done; n++) { /* topk fails at every allocation; gather then still looks at what is there */
+    assert_int_equal(mav_graph_begin(&g, rt, rows), MAV_OK);
+    mav_arg best[MAV_ARGS_MAX] = {{.given = true, .tensor = x}, {.given = true, .number = 2}, {.given = true, .tensor = values}, {.given = true, .tensor = mine}};
+    mav__mem_fail_at(n);
+    done = mav_op_call(rt, topk, best) == MAV_OK;
+    mav__mem_fail_at(0);
+    mav_arg get[MAV_ARGS_MAX] = {{.given = true, .tensor = x}, {.given = true, .tensor = part}};
+    const mav_err err = mav_op_call(rt, gather, get); /* x has 1 row */
+    assert_int_equal(err, done ? MAV_ERR_RANGE : MAV_OK);
+    assert_int_equal(mav_graph_end(g), MAV_OK);
+    mav_tensor_set(part, 0, 3);
+    assert_int_equal(mav_graph_launch(g), done ? MAV_OK : MAV_ERR_RANGE);
+    mav_tensor_set(part, 0, 0);
+    mav_tensor_release(get[2].tensor), mav_graph_release(g);
+  }
+
+  assert_int_equal(mav_graph_begin(&g, rt, rows), MAV_OK);
+  mav_arg count[MAV_ARGS_MAX] = {{.given = true, .tensor = mine}, {.given = true, .tensor = part}};
+  assert_int_equal(mav_op_call(rt, distinct, count), MAV_OK);
+  mav_arg get[MAV_ARGS_MAX] = {{.given = true, .tensor = x}, {.given = true, .tensor = part}};
+  assert_int_equal(mav_op_call(rt, gather, get), MAV_ERR_RANGE);
+  count[1].tensor = mav_rows_ids(rows);
+  assert_int_equal(mav_op_call(rt, distinct, count), MAV_ERR_INVALID);
+  assert_non_null(strstr(mav_runtime_diag(rt)->text, "the memory of the rows"));
+  mav_graph_release(g);
+  assert_int_equal(mav_op_call(rt, distinct, count), MAV_OK); /* at once, anybody may */
+  mav_tensor *all[] = {x, mine, values, index, part};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) mav_tensor_release(all[i]);
+  mav_rows_release(rows);
+}
+
 /* Every planned tensor must not overlap any other that is alive at the same node: random graphs, results compared with the
  * same ops run eagerly. */
 static void test_random_graphs(void **state) {
@@ -279,7 +325,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_descriptions),   cmocka_unit_test(test_eager),         cmocka_unit_test(test_errors_name_the_argument), cmocka_unit_test(test_replay),
       cmocka_unit_test(test_capture_states), cmocka_unit_test(test_launch_checks_rows), cmocka_unit_test(test_random_graphs),       cmocka_unit_test(test_allocation_failures),
-      cmocka_unit_test(test_computed_indices),
+      cmocka_unit_test(test_computed_indices), cmocka_unit_test(test_promises),
   };
   int failed = 0;
   static const char *const devices[] = {"ref", "cpu"};

@@ -144,17 +144,17 @@ static void test_rows_that_cannot_be_served(void **state) {
   assert_int_equal(mav_kv_sequence_reserve(kv, a, INT64_MAX), MAV_ERR_FULL);
   mav_rows_set(rows, 0, 1, a, 3, -1, -1), mav_rows_set(rows, 1, 1, a, 4, 0, -1);
   assert_int_equal(mav__rows_check(rows, "test", 0, 0), MAV_OK);
-  assert_int_equal(mav__kv_check_rows(kv, rows, "test"), MAV_OK);
+  assert_int_equal(mav__kv_check_rows(kv, rows, false, "test"), MAV_OK);
   mav_rows_set(rows, 0, 1, a, 1000000, -1, 3), mav_rows_set(rows, 1, 1, a, 1000001, 0, 4); /* a child whose parent moves away */
   mav_rows_set(rows, 0, 1, a, 3, -1, -1);
   assert_int_equal(mav__rows_check(rows, "test", 0, 0), MAV_ERR_INVALID);
   mav_rows_set(rows, 1, 1, a, 3, -1, -1); /* siblings in one slot */
   assert_int_equal(mav__rows_check(rows, "test", 0, 0), MAV_OK);
-  assert_int_equal(mav__kv_check_rows(kv, rows, "test"), MAV_ERR_INVALID);
+  assert_int_equal(mav__kv_check_rows(kv, rows, false, "test"), MAV_ERR_INVALID);
   mav_rows_set(rows, 1, 1, a, 3, -1, 4);
-  assert_int_equal(mav__kv_check_rows(kv, rows, "test"), MAV_OK);
+  assert_int_equal(mav__kv_check_rows(kv, rows, false, "test"), MAV_OK);
   mav_rows_set(rows, 1, 1, a, 3, -1, 5); /* not reserved */
-  assert_int_equal(mav__kv_check_rows(kv, rows, "test"), MAV_ERR_STATE);
+  assert_int_equal(mav__kv_check_rows(kv, rows, false, "test"), MAV_ERR_STATE);
   mav_rows_release(rows);
   mav_kv_release(kv);
 }
