@@ -120,7 +120,7 @@ function CostAware:reset()
 end
 
 --- options.explore      share of the time for probing (0.015)
---- options.memory       drafts that the short memory holds (24)
+--- options.memory       drafts that the short memory holds (40)
 --- options.hope         share of accepted drafts believed before there is data (0.7)
 --- options.confidence   true: trims drafts by the probabilities that the drafter gave them
 --- options.experts      true: corrects costs by the distinct experts that rows hit
@@ -130,7 +130,7 @@ return function(options)
   check_keys(options, OPTIONS, "policy cost_aware")
   local self = setmetatable({ name = "cost_aware", cost = {}, verify = {}, rows = {}, asked = {}, delay = 3 }, CostAware)
   self.explore = check.number("policy cost_aware: explore", options.explore, 0, 1, 0.015)
-  self.memory = check.number("policy cost_aware: memory", options.memory, 2, 1e6, 24)
+  self.memory = check.number("policy cost_aware: memory", options.memory, 2, 1e6, 40)
   self.hope = check.number("policy cost_aware: hope", options.hope, 0, 1, 0.7)
   if options.k ~= nil then self.deepest = check.integer("policy cost_aware: k", options.k, 0, check.K_MAX) end
   self.needs = { costs = true, confidence = check.boolean("policy cost_aware: confidence", options.confidence, false),

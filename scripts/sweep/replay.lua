@@ -66,8 +66,8 @@ function Run:drafts(point)
   if self.off then return 0, 0.0 end
   if self.kind == "device" then return self:trim(point, math.min(self.waiting, point.offered)), 0.0 end
   local k = math.min(self.next_k, point.offered)
-  if k == 0 or not point.device then return k, self.next_k > 0 and self.draft[k] or 0.0 end
-  return self:trim(point, k), self.draft[k]
+  if point.device then k = self:trim(point, k) end
+  return k, self.draft[self.next_k]
 end
 
 --- One step from a point; returns how many tokens it emits.

@@ -4,22 +4,20 @@
 ---   slow(i) = (yes + w mean(i - 1)) / (n + w)       the place before suggests; before the first, a constant
 ---   mean(i) = (yes + m slow(i)) / (n + m)           of the fast memory
 ---
---- mean goes on behind the last place, with its value. Nothing is allocated after new.
+--- Nothing is allocated after new.
 local rates = {}
 
-local BEFORE_WEIGHT, SLOW_WEIGHT = 3.0, 8.0 -- w and m
+local BEFORE_WEIGHT, SLOW_WEIGHT = 8.0, 8.0 -- w and m
 local SLOW_MEMORY = 20 -- times the fast one
 local RESET_MAX = 60.0 -- observations of a place that go into a new request
 
 local Rates = {}
 Rates.__index = Rates
 
---- count places; first: the rate to begin with; most: no rate is higher; memory: observations that the fast memory holds; behind:
---- how far mean goes on.
-function rates.new(count, first, most, memory, behind)
-  local fast, slow = memory, SLOW_MEMORY * memory
-  local self = setmetatable({ count = count, first = first, most = most, behind = behind, mean = {},
-    fast = 1.0 - 1.0 / fast, slow = 1.0 - 1.0 / slow, fast_n = {}, fast_yes = {},
+--- count places; first: the rate to begin with; most: no rate is higher; memory: observations that the fast memory holds.
+function rates.new(count, first, most, memory)
+  local self = setmetatable({ count = count, first = first, most = most, mean = {}, fast = 1.0 - 1.0 / memory,
+    slow = 1.0 - 1.0 / (SLOW_MEMORY * memory), fast_n = {}, fast_yes = {},
     slow_n = {}, slow_yes = {} }, Rates)
   for i = 1, count do
     self.fast_n[i], self.fast_yes[i], self.slow_n[i], self.slow_yes[i], self.mean[i] = 0.0, 0.0, 0.0, 0.0, first
@@ -33,11 +31,7 @@ function Rates:renew(i)
   local before = i > 1 and self.mean[i - 1] or self.first
   local slow = (self.slow_yes[i] + BEFORE_WEIGHT * before) / (self.slow_n[i] + BEFORE_WEIGHT)
   local mean = (self.fast_yes[i] + SLOW_WEIGHT * slow) / (self.fast_n[i] + SLOW_WEIGHT)
-  if mean > self.most then mean = self.most end
-  self.mean[i] = mean
-  if i == self.count then
-    for j = i + 1, i + self.behind do self.mean[j] = mean end
-  end
+  self.mean[i] = mean < self.most and mean or self.most
 end
 
 function Rates:add(i, is_yes)

@@ -13,14 +13,15 @@
 --- search) is taken at the shares o(d) of drafts that have a level d when they have level d - 1; o(1) depends on whether a run
 --- goes on. Then Q is the mean over what may be offered.
 ---
---- C is renewed an age at a time, from the old ones down. Nothing is allocated after new.
+--- C is renewed every few steps, with the rates of that moment: what is chosen in between follows from rates and times that belong
+--- together. Nothing is allocated after new.
 local rates = require "mav.policy.parts.rates"
 
 local runs = {}
 
-local AGES = 16
+local AGES = 8
 local SURE = 0.985 -- a run ends some time
-local EARLY = 3 * (AGES + 1) -- steps of a request with two renewals each; later there is one
+local RENEWED_EVERY = 4 -- steps
 local UNLIKELY = 0.02 -- what follows from less is left out
 
 local Runs = {}
@@ -28,10 +29,10 @@ Runs.__index = Runs
 
 --- memory: observations of the moment; hope: share of accepted drafts to begin with; k_max: deepest draft.
 function runs.new(memory, hope, k_max)
-  local self = setmetatable({ k_max = k_max, h = rates.new(AGES, hope, SURE, memory, k_max + 1), C = {}, Q = {},
-    o = rates.new(k_max, 1.0, 1.0, memory, 0), o_new = rates.new(1, 1.0, 1.0, memory, 0), is_always_offered = true,
-    next_age = AGES, count = 0, age = 0, alive = 1.0 }, Runs)
-  for r = 0, AGES + k_max + 1 do self.C[r] = 0.0 end
+  local self = setmetatable({ k_max = k_max, C = {}, Q = {}, shares = {}, rates = rates.new(AGES, hope, SURE, memory),
+    o = rates.new(k_max, 1.0, 1.0, memory), o_new = rates.new(1, 1.0, 1.0, memory), is_always_offered = true,
+    count = 0, age = 0, alive = 1.0 }, Runs)
+  for r = 0, AGES + k_max + 1 do self.C[r], self.shares[r] = 0.0, hope end
   for k = 0, k_max do self.Q[k] = 0.0 end
   return self
 end
@@ -46,13 +47,13 @@ function Runs:learn(asked, offered, accepted)
     (age == 0 and self.o_new or self.o):add(1, offered > 0)
     for d = 2, math.min(asked, offered + 1, self.k_max) do self.o:add(d, d <= offered) end
   end
-  for d = 1, math.min(offered, accepted + 1) do self.h:add(math.min(age + d, AGES), d <= accepted) end
+  for d = 1, math.min(offered, accepted + 1) do self.rates:add(math.min(age + d, AGES), d <= accepted) end
   self:grow(asked, offered, accepted)
 end
 
 --- The age after a step. Without a draft nothing was judged: the run may be over, and when that is more likely it is taken to be.
 function Runs:grow(asked, offered, accepted)
-  local alive = asked == 0 and self.alive * self.h.mean[self.age + 1] or 1.0
+  local alive = asked == 0 and self.alive * self.shares[self.age + 1] or 1.0
   if accepted < offered or asked > 0 and offered == 0 or alive < 0.5 then
     self.age, self.alive = 0, 1.0
   else
@@ -64,7 +65,7 @@ end
 
 --- Adds weight times Q(r, k) to self.Q for k = 0..n. cost[k]: time of drafting and verifying k levels.
 local function add_time(self, r, weight, cost, n)
-  local Q, C, h = self.Q, self.C, self.h.mean
+  local Q, C, h = self.Q, self.C, self.shares
   local through = weight
   for k = 0, n do
     r = r + 1
@@ -75,7 +76,7 @@ end
 
 --- The same for a drafter that may offer less than it is asked for.
 local function add_time_offered(self, r, weight, cost, n)
-  local Q, C, h, o = self.Q, self.C, self.h.mean, self.o.mean
+  local Q, C, h, o = self.Q, self.C, self.shares, self.o.mean
   local offered = r == 0 and self.o_new.mean[1] or o[1]
   local through, ended, reach = h[r + 1], 0.0, 1.0 -- ended: time of drafts that end before level d; reach: share of those that do not
   Q[0] = Q[0] + weight * (cost[0] + through * C[r + 1])
@@ -107,26 +108,37 @@ local function least(Q, n)
   return best
 end
 
---- Renews C of the next age; C(A) is found by a few rounds from what it was.
+--- From age A on: the least time until the end of a run in which one depth is kept.
+local function oldest(cost, h, n)
+  local best = math.huge
+  for k = 0, n do
+    local us = cost[k] / (1.0 - h ^ (k + 1))
+    if us < best then best = us end
+  end
+  return best
+end
+
+--- Renews the rates that decisions go by, and C from the oldest age down.
 function Runs:renew(cost, n)
-  local r, C = self.next_age, self.C
-  self.next_age = r > 0 and r - 1 or AGES
-  if r > 0 then self.h:renew(r) end
-  self:clear()
-  self:add(r, 1.0, cost, n)
-  local k = least(self.Q, n)
-  C[r] = self.Q[k]
-  if r < AGES then return end
-  C[r] = cost[k] / (1.0 - self.h.mean[AGES] ^ (k + 1))
-  for i = AGES + 1, AGES + self.k_max + 1 do C[i] = C[AGES] end
+  local C, Q, h, mean = self.C, self.Q, self.shares, self.rates.mean
+  for a = 1, AGES do
+    self.rates:renew(a)
+    h[a] = mean[a]
+  end
+  local last = oldest(cost, h[AGES], n)
+  for a = AGES, AGES + self.k_max + 1 do h[a], C[a] = h[AGES], last end
+  for r = AGES - 1, 0, -1 do
+    self:clear()
+    self:add(r, 1.0, cost, n)
+    C[r] = Q[least(Q, n)]
+  end
 end
 
 --- Fills Q[0..n]: expected time until the end of the run, for the next decision. first, second: levels of steps that are under way
 --- and will be over when it takes effect (second = nil: there is one). Returns the best k.
 function Runs:choose(cost, n, first, second)
+  if self.count % RENEWED_EVERY == 0 then self:renew(cost, n) end
   self.count = self.count + 1
-  if self.count < EARLY then self:renew(cost, n) end
-  self:renew(cost, n)
   self:clear()
   local age = self.age
   local on, r = self.alive * self:survives(age, first), math.min(age + first + 1, AGES)
@@ -144,14 +156,14 @@ end
 
 --- Probability that all of k levels are accepted at a root of age r; for k = 0, that one would be.
 function Runs:survives(r, k)
-  local p, h = 1.0, self.h.mean
+  local p, h = 1.0, self.shares
   for a = r + 1, r + (k > 0 and k or 1) do p = p * h[a] end
   return p
 end
 
 function Runs:reset()
   self.age, self.alive, self.count = 0, 1.0, 0
-  self.h:reset()
+  self.rates:reset()
   self.o:reset()
   self.o_new:reset()
 end
