@@ -39,7 +39,7 @@ end
 
 --- A plain function as drafter: what followed the same two tokens before, else the two last tokens again.
 function speculation.echo(ids, length, k, out)
-  local a, b, from = ids[length - 1], ids[length], length - 1
+  local a, b, from = ids[length - 1], ids[length], math.max(1, length - 1)
   for i = length - 1, 2, -1 do
     if ids[i] == b and ids[i - 1] == a then
       from = i + 1

@@ -75,6 +75,51 @@ describe("a session with drafts", function()
     drafters.seer = nil
   end)
 
+  it("goes on after steps longer than chunks of the attention", function()
+    for _, sample in ipairs { {}, PENALTY } do
+      local p <close> = model:session { sample = sample }
+      local whole = S.text(p, prompt, 110)
+      local o = { draft = S.prophet(whole, #prompt), policy = 40, sample = sample } -- steps of 41 tokens, chunks of 16
+      local s <close> = model:session { strategy = o }
+      s:append(prompt)
+      for _, n in ipairs { 2, 1, 5, 39, 3, 60 } do
+        s:complete(nil, { max_tokens = n, ignore_eos = true })
+        local other <close> = s:fork {}
+        other:complete(nil, { max_tokens = math.min(20, 110 - (#s - #prompt)), ignore_eos = true })
+        S.same({ table.unpack(whole, 1, #other - #prompt) }, said(other))
+        local n_before = #s
+        other:truncate(n_before)
+        if n == 39 then -- a fork in the middle of an iteration, with more given than taken
+          local forks = {}
+          for _ in other:generate(nil, { max_tokens = 30, ignore_eos = true }) do
+            if #other == n_before + 4 or #other == n_before + 9 then forks[#forks + 1] = other:fork() end
+          end
+          S.same({ table.unpack(whole, 1, #other - #prompt) }, said(other))
+          for _, fork in ipairs(forks) do fork:close() end
+        end
+      end
+      S.same(whole, said(s))
+    end
+  end)
+
+  it("says that the cache is full, and goes on when there is room again", function()
+    local s <close> = session("self", nil, { context = #prompt + 60 })
+    s:complete(prompt, { max_tokens = 2, ignore_eos = true })
+    local forks, message = {}, nil
+    for i = 1, 3 do
+      forks[i] = s:fork {}
+      local ok, err = pcall(forks[i].complete, forks[i], nil, { max_tokens = 58, ignore_eos = true })
+      message = ok and message or tostring(err)
+    end
+    assert.is_truthy(message:find("pages of 32 tokens are in use", 1, true), message)
+    for i = 1, 3 do
+      S.same(head(#forks[i] - #prompt), said(forks[i]))
+      forks[i]:close()
+    end
+    s:complete(nil, { max_tokens = 58, ignore_eos = true })
+    S.same(head(60), said(s))
+  end)
+
   it("ends at the context, whatever was drafted beyond", function()
     for_all(function(new, name)
       for room = 1, 9 do
@@ -427,12 +472,12 @@ describe("a session with drafts", function()
     local answers = { { -1, "ask returned -1" }, { 5, "ask returned 5" }, { 1.5, "ask returned 1.5" }, { "3", 'ask returned "3"' },
       { {}, "ask returned a table" }, { true, "ask returned true" } }
     for _, sample in ipairs { {}, PENALTY } do
-      for _, case in ipairs(answers) do
+      for i, case in ipairs(answers) do
         for _, name in ipairs { "self", "prophet" } do
           local late = 0
           local s <close> = session(name, { sample = sample, k_max = K, policy = function()
             late = state.bad and late + 1 or 0
-            if late == 2 then return case[1] end -- not before the first step but in it
+            if late == 2 + i % 2 then return case[1] end -- not before the first step but in it, or in one that accepts drafts
             return 3
           end })
           recovers(s, state, case[2], sample)
