@@ -360,9 +360,9 @@ local function copy_scale(part, files, place, rt)
 end
 
 --- All scales are finite and none is negative: 0 x is 0, and so is their sum.
-local function check_scales(scale, entry, dir)
+local function check_scales(scale, entry, dir, rt)
   local flat = scale:reshape { 1, scale:count() }
-  if mav.op.sum { x = flat * filled(0, { 1 }, scale.runtime) }:get(1, 1) == 0 and mav.op.min { x = flat }:get(1, 1) >= 0 then return end
+  if mav.op.sum { x = flat * filled(0, { 1 }, rt) }:get(1, 1) == 0 and mav.op.min { x = flat }:get(1, 1) >= 0 then return end
   fault.raise("RANGE", file_of(dir, entry.parts[1].scale), "tensor %s%s: scales must be finite and not negative", entry.parts[1].scale,
     #entry.parts > 1 and " or one of those beside it" or "")
 end
@@ -377,7 +377,7 @@ local function scales_of(entry, files, rt, dir, is_short)
     scale = mav.zeros { dtype = "f32", runtime = rt, table.unpack(rows) }
     for _, part in ipairs(entry.parts) do copy_scale(part, files, part.place and part.place(scale) or scale, rt) end
   end
-  check_scales(scale, entry, dir)
+  check_scales(scale, entry, dir, rt)
   return scale
 end
 

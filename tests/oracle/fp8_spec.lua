@@ -70,8 +70,9 @@ end
 
 local function expert(model, layer, e, x)
   local L = model.weights.layers[layer + 1]
-  local h = op.swiglu { gate = op.matmul { x = x, w = L.expert_gate:select(1, e + 1) }, up = op.matmul { x = x, w = L.expert_up:select(1, e + 1) } }
-  return op.matmul { x = h, w = L.expert_down:select(1, e + 1) }, h
+  local function project(key, input) return op.matmul { x = input, w = L[key]:select(1, e + 1) } end
+  local h = op.swiglu { gate = project("expert_gate", x), up = project("expert_up", x) }
+  return project("expert_down", h), h
 end
 
 --- y of a unit case, and the inputs of every rounding on the way, with the names of their scales.
@@ -157,7 +158,8 @@ for _, device in ipairs { "cpu", "ref" } do
             for t, row in ipairs(y:totable()) do
               for i, v in ipairs(row) do
                 elements = elements + 1
-                if not (math.abs(v - expected[t][i]) < UNIT * largest) then
+                local is_near = math.abs(v - expected[t][i]) < UNIT * largest
+                if not is_near then
                   if not tied then
                     tied = {}
                     for _, r in ipairs(roundings) do
