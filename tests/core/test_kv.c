@@ -1,4 +1,5 @@
-/* tests/core/test_kv.c - pages and sequences: fork, truncate, copy on write, chunked groups, a long random life. */
+/* tests/core/test_kv.c - pages and sequences: fork, truncate, copy on write, chunked groups, layers of different widths, a long random
+ * life. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -170,6 +171,117 @@ static void test_groups_have_floors_of_their_own(void **state) {
   mav_kv_release(kv);
 }
 
+/* Bytes of one page of a layer's keys (or values). */
+static unsigned char *page_at(mav_kv *kv, int layer, bool values, int32_t page, size_t *bytes) {
+  const mav__kv_layer *l = &kv->layer[layer];
+  *bytes = (size_t)(l->kv_heads * kv->page * l->head_dim) * mav_dtype_bytes(kv->dtype);
+  return (unsigned char *)(values ? l->v : l->k)->data + *bytes * (size_t)page;
+}
+
+static void fill_page(mav_kv *kv, int layer, int32_t page, int seed) {
+  size_t n;
+  for (int v = 0; v < 2; v++) {
+    unsigned char *p = page_at(kv, layer, v, page, &n);
+    for (size_t i = 0; i < n; i++) p[i] = (unsigned char)((size_t)seed * 31 + (size_t)layer * 7 + (size_t)v * 3 + i % 251);
+  }
+}
+
+static bool page_is(mav_kv *kv, int layer, int32_t page, int seed) {
+  size_t n;
+  for (int v = 0; v < 2; v++) {
+    const unsigned char *p = page_at(kv, layer, v, page, &n);
+    for (size_t i = 0; i < n; i++)
+      if (p[i] != (unsigned char)((size_t)seed * 31 + (size_t)layer * 7 + (size_t)v * 3 + i % 251)) return false;
+  }
+  return true;
+}
+
+static int32_t page_of(const mav_kv *kv, int layer, int seq, int64_t slot) {
+  const mavk_kv k = mav__kv_kernel(kv, layer);
+  return k.table[seq * k.table_stride + slot / k.page];
+}
+
+/* Every layer is copied in its own size, in its own group, and nothing beside it is touched. */
+static void test_layers_of_different_widths(void **state) {
+  (void)state;
+  enum { LAYERS = 4 };
+  static const int32_t heads[LAYERS] = {1, 8, 3, 2}, dims[LAYERS] = {64, 2, 6, 130}, chunk[LAYERS] = {0, 32, 0, 32};
+  for (int type = 0; type < 2; type++) {
+    mav_kv *kv;
+    mav_kv_options o = {.layers = LAYERS, .chunk = chunk, .kv_heads = 99, .head_dim = 99, .layer_kv_heads = heads, .layer_head_dim = dims,
+                        .dtype = type ? MAV_DTYPE_BF16 : MAV_DTYPE_F32, .tokens = 96, .sequences = 3, .page = 16};
+    assert_int_equal(mav_kv_new(&kv, rt, &o), MAV_OK);
+    for (int i = 0; i < LAYERS; i++) {
+      const mavk_kv k = mav__kv_kernel(kv, i);
+      const size_t page = (size_t)(heads[i] * dims[i] * 16) * (type ? 2 : 4);
+      assert_true(k.kv_heads == heads[i] && k.head_dim == dims[i]);
+      assert_int_equal(kv->layer[i].k->bytes, page * (size_t)kv->group[kv->layer[i].group].pages);
+      assert_int_equal(kv->layer[i].v->bytes, kv->layer[i].k->bytes);
+    }
+    int a, b;
+    assert_int_equal(mav_kv_sequence_new(kv, 0, &a), MAV_OK);
+    assert_int_equal(mav_kv_sequence_reserve(kv, a, 40), MAV_OK);
+    assert_int_equal(mav_kv_sequence_commit(kv, a, 40), MAV_OK);
+    for (int i = 0; i < LAYERS; i++)
+      for (int32_t page = 0; page < kv->group[kv->layer[i].group].pages; page++) fill_page(kv, i, page, page);
+    assert_int_equal(mav_kv_sequence_fork(kv, a, 1, &b), MAV_OK);
+    assert_int_equal(mav_kv_sequence_reserve(kv, b, 20), MAV_OK); /* the half-full page is copied, one more is new */
+    for (int i = 0; i < LAYERS; i++) {
+      const int32_t from = page_of(kv, i, a, 39), to = page_of(kv, i, b, 39);
+      assert_int_equal(page_of(kv, i, a, 16), page_of(kv, i, b, 16));
+      assert_int_not_equal(from, to);
+      for (int32_t page = 0; page < kv->group[kv->layer[i].group].pages; page++) assert_true(page_is(kv, i, page, page == to ? from : page));
+    }
+    assert_int_equal(mav_kv_sequence_commit(kv, b, 20), MAV_OK); /* 60: the chunked layers let the first block go in b alone */
+    assert_true(mav_kv_sequence_floor(kv, b) == 0 && mav_kv_sequence_floor(kv, a) == 0);
+    assert_int_equal(mav_kv_sequence_truncate(kv, b, 36), MAV_OK);
+    assert_int_equal(mav_kv_sequence_truncate(kv, a, 10), MAV_OK);
+    assert_int_equal(mav_kv_sequence_reserve(kv, a, 1), MAV_OK); /* a's first page is still b's: copied now */
+    for (int i = 0; i < LAYERS; i++) {
+      const int32_t theirs = page_of(kv, i, b, 0), mine = page_of(kv, i, a, 0);
+      assert_true(mine != theirs && page_is(kv, i, theirs, theirs) && page_is(kv, i, mine, theirs));
+    }
+    assert_int_equal(mav_kv_sequence_free(kv, a), MAV_OK);
+    assert_int_equal(mav_kv_sequence_free(kv, b), MAV_OK);
+    assert_int_equal(mav_kv_pages_live(kv), 0);
+    mav_kv_release(kv);
+  }
+}
+
+static void test_errors_name_the_layer(void **state) {
+  (void)state;
+  mav_kv *kv;
+  const struct {
+    int32_t heads[3], dims[3], chunk[3];
+    const char *text;
+  } bad[] = {
+      {{1, 0, 1}, {2, 2, 2}, {0}, "layer 1: kv_heads = 0"},          {{1, 1, 4097}, {2, 2, 2}, {0}, "layer 2: kv_heads = 4097"},
+      {{1, 1, 1}, {2, 2, 3}, {0}, "layer 2: head_dim = 3"},          {{1, 1, 1}, {1026, 2, 2}, {0}, "layer 0: head_dim = 1026"},
+      {{1, 1, 1}, {2, -2, 2}, {0}, "layer 1: head_dim = -2"},        {{1, 1, 1}, {2, 2, 2}, {0, 0, -1}, "chunk of layer 2 is -1"},
+  };
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    mav_kv_options o = {.layers = 3, .chunk = bad[i].chunk, .layer_kv_heads = bad[i].heads, .layer_head_dim = bad[i].dims, .tokens = 32};
+    assert_int_equal(mav_kv_new(&kv, rt, &o), MAV_ERR_RANGE);
+    assert_null(kv);
+    assert_non_null(strstr(mav_runtime_diag(rt)->text, bad[i].text));
+  }
+  /* ops meet the layer's own sizes */
+  mav_kv_options o = {.layers = 2, .layer_kv_heads = (int32_t[]){2, 1}, .layer_head_dim = (int32_t[]){4, 8}, .tokens = 32, .dtype = MAV_DTYPE_F32};
+  assert_int_equal(mav_kv_new(&kv, rt, &o), MAV_OK);
+  mav_rows *rows;
+  mav_tensor *q;
+  assert_int_equal(mav_rows_new(&rows, rt, 1), MAV_OK);
+  assert_int_equal(mav_tensor_new(&q, rt, MAV_DTYPE_F32, 3, (int64_t[]){1, 2, 4}), MAV_OK);
+  for (int layer = 0; layer < 2; layer++) {
+    mav_arg args[MAV_ARGS_MAX] = {{.given = true, .tensor = q}, {.given = true, .rows = rows}, {.given = true, .kv = {kv, layer}}};
+    const int op = mav_op_find("attention");
+    assert_int_equal(mav_op_call(rt, op, args), layer ? MAV_ERR_SHAPE : MAV_OK);
+    if (layer) assert_non_null(strstr(mav_runtime_diag(rt)->text, "kv has C = 8, but q has C = 4"));
+    else mav_tensor_release(args[mav_op_get(op)->args - 1].tensor);
+  }
+  mav_tensor_release(q), mav_rows_release(rows), mav_kv_release(kv);
+}
+
 /* What the cache should hold, kept plainly: the value of every slot of every sequence. */
 #define SEQUENCES 6
 #define CONTEXT 300
@@ -222,6 +334,7 @@ int main(void) {
       cmocka_unit_test(test_options),  cmocka_unit_test(test_fork_and_copy_on_write),         cmocka_unit_test(test_truncate),
       cmocka_unit_test(test_full),     cmocka_unit_test(test_chunked_layers_drop_old_blocks), cmocka_unit_test(test_random_life),
       cmocka_unit_test(test_rows_that_cannot_be_served), cmocka_unit_test(test_groups_have_floors_of_their_own),
+      cmocka_unit_test(test_layers_of_different_widths), cmocka_unit_test(test_errors_name_the_layer),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }
