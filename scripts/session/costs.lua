@@ -30,7 +30,7 @@ end
 
 --- Microseconds of a graph of a step, and the part of it before the drafts.
 local function time(loop, s, v, k)
-  local entry = loop:step_graph(loop:size(v), k)
+  local entry = loop:joint_graph(loop:size(v), k)
   local all, verify = {}, {}
   repeat
     loop:begin(s)

@@ -10,6 +10,7 @@ local mav = require "mav"
 local check_keys = require "mav.options"
 local strategy = require "mav.session.strategy"
 local loop = require "mav.session.loop"
+local live = require "mav.session.live"
 local stats = require "mav.session.stats"
 local stop_strings = require "mav.session.stop_strings"
 
@@ -28,7 +29,11 @@ local GENERATE_OPTIONS = { max_tokens = true, ignore_eos = true, stop = true, on
 
 function Session.__index(self, key)
   if key == "stats" then return self.times:summary(self) end
-  if key == "live" then return self.loop.live end
+  if key == "live" then
+    local shared = self.loop
+    if shared.strategy.drafter then live.follow(shared.live, self) end
+    return shared.live
+  end
   return Session[key]
 end
 
@@ -336,14 +341,19 @@ function Session:generate(prompt, options)
     return stops:push(detokenizer and detokenizer:finish() or "") .. stops:rest()
   end
 
+  --- The text of all tokens that a step gave, or of as many as it takes until there is any.
   local function next_piece()
     if self.generated == 0 and not ended and max_tokens > 0 then
       self:prefill()
       self.loop:request(self)
     end
+    local text = ""
     while not ended do
       local piece, why = one()
-      local text = piece and stops:push(piece) or ""
+      if piece and piece ~= "" then
+        piece = stops:push(piece)
+        text = text == "" and piece or text .. piece
+      end
       if stops.found then
         self:drop()
         ended, self.stopped = true, "stop"
@@ -351,9 +361,9 @@ function Session:generate(prompt, options)
         text = text .. finish(why)
         if stops.found then self.stopped = "stop" end
       end
-      if text ~= "" then return text end
+      if text ~= "" and self.taken == self.given then return text end
     end
-    return nil
+    return text ~= "" and text or nil
   end
 
   return function()

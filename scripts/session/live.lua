@@ -37,10 +37,11 @@ function live.request(t)
   for d = 1, t.k_max do t.acceptance[d] = PRIOR end
 end
 
---- A step that verified v levels in T rows and accepted m drafts; then k levels were drafted. Times in microseconds.
-function live.update(t, T, v, m, k, us, verify_us, draft_us)
+--- A step that verified v levels and accepted m of them; then k levels were drafted. Times in microseconds.
+local function update(t, v, m, us, verify_us, draft_us, k, share, entropy, experts, drafter)
+  local T = t.rows(v)
   t.steps = t.steps + 1
-  t.k, t.accepted, t.us, t.verify_us, t.draft_us = v, m, us, verify_us, draft_us
+  t.k, t.accepted, t.us, t.verify_us, t.draft_us, t.entropy, t.drafter = v, m, us, verify_us, draft_us, entropy, drafter
   if t.steps == 1 then t.accepted_mean = m + 1.0 else mean(t, "accepted_mean", m + 1.0, MEAN) end
   local acceptance = t.acceptance
   for d = 1, v do
@@ -49,13 +50,19 @@ function live.update(t, T, v, m, k, us, verify_us, draft_us)
   end
   mean(t.cost_verify, T, verify_us, COST)
   if k > 0 and draft_us > 0 then mean(t.cost_draft, k, draft_us, COST) end
+  if share > 0.0 then mean(t, "cost_step", share, COST) end
+  if experts > 0 then
+    t.experts = experts
+    mean(t.experts_mean, T, experts, MEAN)
+  end
 end
 
-function live.experts(t, T, count)
-  t.experts = count
-  mean(t.experts_mean, T, count, MEAN)
+--- Takes in the steps of a session that it has not seen: before a policy is asked, or somebody looks.
+function live.follow(t, s)
+  local times = s.times
+  local first = math.max(t.steps, times.steps - times.size) + 1
+  for n = first, times.steps do update(t, times:step(n)) end
+  t.length = s.length + s.given - s.taken
 end
-
-live.mean, live.COST = mean, COST
 
 return live

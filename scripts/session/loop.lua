@@ -13,6 +13,8 @@ local live = require "mav.session.live"
 local costs = require "mav.session.costs"
 local policies = require "mav.policy"
 
+local JOINT_AFTER = 4
+
 local loop = {}
 local Loop = {}
 Loop.__index = Loop
@@ -22,8 +24,8 @@ function loop.new(model, kv, strategy, options)
     chain = strategy.chain, rule = strategy.rule, policy = strategy.policy, widths = strategy.widths, k_max = strategy.k_max,
     is_tree = strategy.is_tree, fused = options.fused, call = options.call,
     steps = {}, settles = {}, draft_graphs = {}, chunks = {}, -- graphs by what they hold; rows of full pieces of a prompt
-    out = {},                                                 -- proposals of a host drafter
-    waiting = 0, next_k = 0, policy_s = 0.0,
+    uses = {}, out = {},                                      -- how often pairs came up; proposals of a host drafter
+    waiting = 0, next_k = 0, policy_s = 0.0, capture_s = 0.0, drafter = "none",
     certain = false }, Loop)                                  -- a host drafter made the drafts to verify: they have no probabilities
   self.spec = mav.spec { kv = kv, widths = self.widths }
   self.tree = self.spec.tree
@@ -96,29 +98,50 @@ function Loop:choose(logits, rows) return (self.chain(logits, rows, self.state))
 
 -- ---- graphs -----------------------------------------------------------------------------------------------------------
 
---- The graph of a step that verifies T rows and drafts k levels.
+--- The graph of a step that verifies T rows and drafts k levels, and how many levels are left to a graph of their own. Where a policy
+--- changes its mind there are many pairs (T, k): one gets a graph of its own when it has come up JOINT_AFTER times.
 function Loop:step_graph(T, k)
   if self.off or not self.strategy.drafter then
-    self.plain = self.plain or capture.plain(self)
-    return self.plain
+    self.plain = self.plain or self:captured(capture.plain)
+    return self.plain, 0
   end
   local key = T << 8 | k
   if self.q and self.certain then key = key | 1 << 16 end
   local entry = self.steps[key]
-  if not entry then
-    entry = capture.step(self, T, k)
-    self.steps[key] = entry
+  if entry then return entry, 0 end
+  if k > 0 and not self.policy.fixed and not self.rule.host then
+    local count = (self.uses[key] or 0) + 1
+    self.uses[key] = count
+    if count < JOINT_AFTER then return self:step_graph(T, 0), k end
   end
+  return self:joint_graph(T, k, key), 0
+end
+
+--- The one graph of both; key: step_graph's name for it.
+function Loop:joint_graph(T, k, key)
+  key = key or T << 8 | k
+  local entry = self.steps[key] or self:captured(capture.step, T, k)
+  self.steps[key] = entry
   return entry
 end
 
-local function cached(list, key, make, ...)
-  local entry = list[key]
-  if not entry then
-    entry = make(...)
-    list[key] = entry
-  end
+--- Captures, and notes how long it took.
+function Loop:captured(make, ...)
+  local started = mav.now()
+  local entry = make(self, ...)
+  self.capture_s = self.capture_s + (mav.now() - started)
   return entry
+end
+
+--- The draft of k levels by itself, launched; k levels wait.
+function Loop:draft(k)
+  local entry = self.draft_graphs[k]
+  if not entry then
+    entry = self:captured(capture.draft, k)
+    self.draft_graphs[k] = entry
+  end
+  entry.graph:launch():wait()
+  self.drafter = self.device.name
 end
 
 --- Rows of a prompt: through the model for what they leave in the cache, and through the drafter. following: the tokens after them.
@@ -138,10 +161,11 @@ end
 -- ---- the policy ---------------------------------------------------------------------------------------------------------
 
 --- How deep to draft next. Wrong answers raise; false turns speculation off for this request.
-function Loop:ask()
-  local started = mav.now()
+function Loop:ask(s)
   local k = self.policy.fixed
   if not k then
+    local started = mav.now()
+    live.follow(self.live, s)
     k = self.call(self.policy.ask, self.policy, self.live)
     if k == false then
       self.off = true
@@ -149,9 +173,9 @@ function Loop:ask()
     elseif math.type(k) ~= "integer" or k < 0 or k > self.k_max then
       k = policies.check_answer(k, self.k_max, self.policy.name)
     end
+    self.policy_s = self.policy_s + (mav.now() - started)
   end
   self.next_k = k
-  self.policy_s = self.policy_s + (mav.now() - started)
 end
 
 --- How many of the k levels that wait are worth verifying.
@@ -190,7 +214,7 @@ function Loop:request(s)
     self:begin(s)
   end
   self.live.length = s.length
-  if self.strategy.drafter then self:ask() end
+  if self.strategy.drafter then self:ask(s) end
 end
 
 --- Drafts of a host drafter, into the tree; how many levels.
@@ -210,7 +234,7 @@ function Loop:propose(s)
             self.vocab - 1), 0)
         end
       end
-      self.live.drafter = self.hosts[i].name
+      self.drafter = self.hosts[i].name
       self.spec:draft(n, self.out)
       self.certain = true
       return n
@@ -228,9 +252,7 @@ function Loop:drafts(s)
     local started = mav.now()
     local v = self:propose(s)
     if v == 0 and self.device and self.next_k > 0 and self.observed then
-      local entry = cached(self.draft_graphs, self.next_k, capture.draft, self, self.next_k)
-      entry.graph:launch():wait()
-      self.live.drafter = self.device.name
+      self:draft(self.next_k)
       v = self:trim(self.next_k)
       self.spec:drafted(v)
     end
@@ -244,54 +266,62 @@ end
 --- One step of a session. Emitted tokens are in s.emitted[1 .. count].
 ---@return integer count
 function Loop:step(s)
+  local entered = mav.now()
   if self.owner ~= s or self.length ~= s.length then self:begin(s) end
   self.owner = nil -- of nobody while a step is under way: after an error the next one begins anew
+  self.capture_s = 0.0
   local spec, times, off = self.spec, s.times, self.off
   local v, drafted_s = self:drafts(s)
-  local k = (self.device and #s.proposers == 0 and not off) and self.next_k or 0 -- drafted in the same graph
-  local entry = self:step_graph(self.rows_of[v], k)
+  local k = (self.device and #s.proposers == 0 and not off) and self.next_k or 0 -- to draft after this verification
+  local entry, later = self:step_graph(self.rows_of[v], k)
   if self.chain.prepared and #self.chain.prepared > 0 then self.chain:prepare(s, self.rows_of[v]) end
-  local launched = mav.now()
-  local share = times:launched(launched, drafted_s)
+  local launched, asked = mav.now(), self.policy_s
+  times:launched(entered, launched, drafted_s, self.capture_s)
   spec:verify(entry.graph)
-  local asked = self.policy_s
-  if self.strategy.drafter and not off then self:ask() end
+  if self.strategy.drafter and not off then self:ask(s) end
   entry.graph:wait()
   asked = self.policy_s - asked
   local scores = entry.probs and self:decide(entry, v, k) or entry
   local waited = mav.now()
-  times:waited(waited)
-  local advanced = self.bound ~= nil and not off
+  local verified, advanced = waited - launched - asked, self.bound ~= nil and not off
   local count = spec:commit(entry.accepted, entry.choice, advanced, s.emitted, 0)
+  if later > 0 then
+    self:draft(later)
+    waited = mav.now()
+  end
+  times:waited(waited)
   self.owner, self.observed, self.waiting, self.length = s, advanced, k, s.length + count
   if scores.chosen then self:note_logprobs(s, entry, scores, count) end
-  if share > 0.0 then live.mean(self.live, "cost_step", share * 1e6, live.COST) end
-  if self.strategy.drafter then self:account(s, entry, v, count - 1, k, waited - launched - asked, drafted_s) end
+  if self.strategy.drafter then self:account(s, entry, v, count - 1, k, later, verified, waited - launched - asked, drafted_s) end
+  times:finished(mav.now())
   return count
 end
 
 --- The host accepts; then what follows from it runs. Returns where the log probabilities are.
 function Loop:decide(entry, v, k)
   self.rule:decide(self, self.rows_of[v], entry.accepted, entry.choice, entry.probs)
-  local after = cached(self.settles, entry.rows << 8 | k, capture.settle, self, entry, k)
+  local key = entry.rows << 8 | k
+  local after = self.settles[key] or self:captured(capture.settle, entry, k)
+  self.settles[key] = after
   after.graph:launch():wait()
   return after
 end
 
-function Loop:account(s, entry, v, m, k, seconds, drafted_s)
-  local t, us = self.live, seconds * 1e6
-  local draft_us = drafted_s * 1e6
-  local verify_us = us
-  if k > 0 and not entry.probs then
-    verify_us = (self.times:get(2) - self.times:get(1)) * 1e-3
-    draft_us = us - verify_us
-    t.drafter = self.device.name
+--- Writes the step into the log of times; the table that policies see follows it when somebody looks. Times in seconds: of the
+--- verification, of verification and drafts in later graphs, of host drafters.
+function Loop:account(s, entry, v, m, k, later, verified, all, drafted_s)
+  local verify_us, draft_us = verified * 1e6, (all - verified + drafted_s) * 1e6
+  local drafter = v > 0 and self.drafter or "none"
+  if k > 0 then
+    if later == 0 and not entry.probs then
+      verify_us = (self.times:get(2) - self.times:get(1)) * 1e-3
+      draft_us = verified * 1e6 - verify_us
+    end
+    self.drafter = self.device.name
   end
-  live.update(t, entry.rows, v, m, k > 0 and k or v, us + drafted_s * 1e6, verify_us, draft_us)
-  t.length = self.length
-  if entry.entropy then t.entropy = entry.entropy:get(self:last_row(entry, m), 1) end
-  if self.experts then live.experts(t, entry.rows, self:count_experts()) end
-  s.times:speculated(v, m, verify_us, draft_us, t.entropy, v > 0 and t.drafter or "none")
+  local entropy = entry.entropy and entry.entropy:get(self:last_row(entry, m), 1) or 0.0
+  local experts = self.experts and self:count_experts() or 0
+  s.times:speculated(v, m, verify_us, draft_us, #s.proposers > 0 and v or k, entropy, experts, drafter)
 end
 
 function Loop:count_experts()
