@@ -61,12 +61,10 @@ static mav_err read_scale(reader *r, const cJSON *item, mav_pack_entry *e) {
   while (i < 3 && !(cJSON_IsString(act) && !strcmp(act->valuestring, acts[i]))) i++;
   if (i == 3) return BAD_TENSOR(r, e->name, "act is none of none, static and dynamic", r->path, e->name);
   e->act = (mav_act)i;
-  if (e->act != MAV_ACT_NONE && !e->scale)
-    return BAD_TENSOR(r, e->name, "act is %s, but it has no scale", r->path, e->name, acts[e->act]);
+  if (e->act != MAV_ACT_NONE && !e->scale) return BAD_TENSOR(r, e->name, "act is %s, but it has no scale", r->path, e->name, acts[e->act]);
   if (e->act == MAV_ACT_STATIC) {
     if (cJSON_IsNumber(in_scale)) e->in_scale = (float)in_scale->valuedouble;
-    if (!(e->in_scale > 0) || !isfinite(e->in_scale))
-      return BAD_TENSOR(r, e->name, "in_scale is not a number above 0", r->path, e->name);
+    if (!(e->in_scale > 0) || !isfinite(e->in_scale)) return BAD_TENSOR(r, e->name, "in_scale is not a number above 0", r->path, e->name);
   }
   return MAV_OK;
 }

@@ -54,11 +54,9 @@ struct mav_pack {
 
 static inline uint64_t mav__pack_align(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 /* Where a chunk lies when the one before it ends at `end`. */
-static inline uint64_t mav__pack_place(uint64_t end, bool first) {
-  return mav__pack_align(end, first ? MAV__PACK_PAGE : MAV__PACK_LINE);
-}
+static inline uint64_t mav__pack_place(uint64_t end, bool first) { return mav__pack_align(end, first ? MAV__PACK_PAGE : MAV__PACK_LINE); }
 
-uint64_t mav__pack_hash(const void *p, size_t bytes); /* XXH3, 64 bits, seed 0 */
+uint64_t mav__pack_hash(const void *p, size_t bytes);        /* XXH3, 64 bits, seed 0 */
 void mav__pack_put(unsigned char *p, uint64_t v, int bytes); /* little endian */
 uint64_t mav__pack_get(const unsigned char *p, int bytes);
 void mav__pack_head_put(unsigned char *p, const mav__pack_head *h); /* and its own hash */

@@ -30,7 +30,8 @@ static bool is_text(const char *s) { return s[0] && mav__utf8_check(s, strlen(s)
 
 static mav_err check_item(maker *m, const mav_pack_item *it, mav__pack_slot *slot) {
   if (!it->name || !is_text(it->name)) return BAD(m, "a tensor whose name is empty or not UTF-8", m->path);
-  if ((unsigned)it->dtype >= MAV_DTYPE_COUNT) return BAD_TENSOR(m, it->name, "no dtype has the number %d", m->path, it->name, (int)it->dtype);
+  if ((unsigned)it->dtype >= MAV_DTYPE_COUNT)
+    return BAD_TENSOR(m, it->name, "no dtype has the number %d", m->path, it->name, (int)it->dtype);
   if (it->dims < 0 || it->dims > MAV_DIMS_MAX)
     return BAD_TENSOR(m, it->name, "%d dimensions; at most %d are possible", m->path, it->name, it->dims, MAV_DIMS_MAX);
   if (it->layout && !is_text(it->layout)) return BAD_TENSOR(m, it->name, "a layout that is empty or not UTF-8", m->path, it->name);
@@ -120,12 +121,13 @@ static mav_err make_json(maker *m, cJSON *root, const cJSON *meta) {
   if ((l->json = mav__alloc(l->json_bytes + (size_t)plan->count))) {
     memset(l->json, ' ', l->json_bytes);
     memcpy(l->json, text, n);
-    for (int i = 0; i < plan->count; i++) l->json[l->json_bytes + (size_t)i] = plan->items[i].compress;
+    for (int i = 0; i < plan->count; i++) l->json[l->json_bytes + (size_t)i] = plan->items[i].compress ? 1 : 0;
     l->hash = mav__pack_hash(l->json, l->json_bytes + (size_t)plan->count);
   }
   cJSON_free(text);
   if (!l->json) return NO_MEMORY(m);
-  if (l->json_bytes > MAV__PACK_JSON_MAX) return BAD(m, "its JSON has %zu bytes; at most %u are possible", m->path, l->json_bytes, MAV__PACK_JSON_MAX);
+  if (l->json_bytes > MAV__PACK_JSON_MAX)
+    return BAD(m, "its JSON has %zu bytes; at most %u are possible", m->path, l->json_bytes, MAV__PACK_JSON_MAX);
   l->data_start = mav__pack_align(MAV__PACK_HEAD + l->json_bytes + l->chunks * MAV__PACK_ROW, MAV__PACK_PAGE);
   return MAV_OK;
 }
@@ -140,7 +142,8 @@ mav_err mav__pack_layout_init(mav__pack_layout *out, const mav_pack_plan *plan, 
   mav_err err = MAV_OK;
   *out = (mav__pack_layout){.chunk_bytes = plan->chunk_bytes ? plan->chunk_bytes : CHUNK_BYTES};
   if (out->chunk_bytes % MAV__PACK_PAGE || out->chunk_bytes > MAV__PACK_CHUNK_MAX)
-    return BAD(&m, "chunk_bytes = %llu; expected a multiple of %d up to 2^30", m.path, (unsigned long long)out->chunk_bytes, MAV__PACK_PAGE);
+    return BAD(&m, "chunk_bytes = %llu; expected a multiple of %d up to 2^30", m.path, (unsigned long long)out->chunk_bytes,
+               MAV__PACK_PAGE);
   if (ranks < 1 || ranks > MAV__PACK_RANKS_MAX || plan->rank < 0 || plan->rank >= ranks)
     return BAD(&m, "rank %d of %d", m.path, plan->rank, ranks);
   if (plan->count < 0) return BAD(&m, "%d tensors", m.path, plan->count);

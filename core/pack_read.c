@@ -17,9 +17,9 @@ typedef struct job {
   const mav_pack *p;
   const mav_pack_entry *e;
   const char *op;
-  char *dst;              /* NULL: verify */
-  uint64_t begin, bytes;  /* of the tensor, for dst */
-  uint64_t end;           /* chunks of the tensor: claimed in [next, end) */
+  char *dst;             /* NULL: verify */
+  uint64_t begin, bytes; /* of the tensor, for dst */
+  uint64_t end;          /* chunks of the tensor: claimed in [next, end) */
   _Atomic uint64_t next;
   atomic_bool failed;
   pthread_mutex_t lock; /* of what follows */

@@ -100,8 +100,7 @@ static mav_err usable(mav_pack_writer *w, mav_diag *diag) {
 mav_err mav_pack_writer_put(mav_pack_writer *w, int tensor, const void *data, size_t bytes, mav_diag *diag) {
   const mav__pack_layout *l = &w->layout;
   MAV_TRY(usable(w, diag));
-  if (tensor < 0 || tensor >= l->count)
-    return MAV_FAIL(diag, RANGE, OP, "%s: tensor %d of %d", mav__path_short(w->path), tensor, l->count);
+  if (tensor < 0 || tensor >= l->count) return MAV_FAIL(diag, RANGE, OP, "%s: tensor %d of %d", mav__path_short(w->path), tensor, l->count);
   if (bytes == 0) return MAV_OK;
   const mav__pack_slot *slot = &l->slot[tensor];
   if (tensor != w->tensor)

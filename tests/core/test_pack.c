@@ -288,11 +288,13 @@ static const char *craft(const char *name, const lie *l, uint32_t version, uint3
 #define J(fields, tensors) "{\"format\":\"mav.pack\"," fields ",\"meta\":{},\"tensors\":[" tensors "]}"
 #define RANKS "\"rank\":0,\"ranks\":1"
 #define P(tensors) J(RANKS ",\"chunk_bytes\":4096", tensors)
-#define T(name, dtype, shape, chunk, chunks) \
-  "{\"name\":\"" name "\",\"dtype\":\"" dtype "\",\"shape\":" shape ",\"layout\":\"row\",\"act\":\"none\",\"chunk\":" #chunk ",\"chunks\":" #chunks "}"
+#define T(name, dtype, shape, chunk, chunks)                                                                                 \
+  "{\"name\":\"" name "\",\"dtype\":\"" dtype "\",\"shape\":" shape ",\"layout\":\"row\",\"act\":\"none\",\"chunk\":" #chunk \
+  ",\"chunks\":" #chunks "}"
 #define W(scale, act, more) \
   "{\"name\":\"w\",\"dtype\":\"u8\",\"shape\":[0],\"layout\":\"row\",\"scale\":" scale ",\"act\":" act more ",\"chunk\":0,\"chunks\":0}"
-#define RAW(at, n) {.offset = (at), .stored = (n), .raw = (n)}
+#define RAW(at, n) \
+  { .offset = (at), .stored = (n), .raw = (n) }
 
 static const lie lies[] = {
     {.json = "", .reason = "sizes in its head"},
@@ -331,14 +333,34 @@ static const lie lies[] = {
     {.json = P(T("w", "u8", "[5]", 0, 1)), .chunk = {RAW(64, 5)}, .chunks = 1, .end = 69, .reason = "is at byte 4160; its place is 4096"},
     {.json = P(T("w", "u8", "[5]", 0, 1)), .chunk = {RAW(UINT64_MAX - 4096, 5)}, .chunks = 1, .end = 5, .reason = "its place is"},
     {.json = P(T("w", "u8", "[5]", 0, 1)), .chunk = {{.raw = 5, .stored = 6}}, .chunks = 1, .end = 6, .reason = "cannot be stored in 6"},
-    {.json = P(T("w", "u8", "[5]", 0, 1)), .chunk = {{.raw = 5, .stored = 5, .codec = 1}}, .chunks = 1, .end = 5, .reason = "cannot be stored"},
+    {.json = P(T("w", "u8", "[5]", 0, 1)),
+     .chunk = {{.raw = 5, .stored = 5, .codec = 1}},
+     .chunks = 1,
+     .end = 5,
+     .reason = "cannot be stored"},
     {.json = P(T("w", "u8", "[5]", 0, 1)), .chunk = {{.raw = 5, .stored = 0, .codec = 1}}, .chunks = 1, .reason = "cannot be stored"},
-    {.json = P(T("w", "u8", "[4096]", 0, 1)), .chunk = {{.raw = 4096, .stored = 16, .codec = 1}}, .chunks = 1, .end = 16, .reason = "cannot be stored"},
-    {.json = P(T("w", "u8", "[4096]", 0, 1)), .chunk = {{.raw = 4096, .stored = 99, .codec = 2}}, .chunks = 1, .end = 99, .reason = "codec 2"},
+    {.json = P(T("w", "u8", "[4096]", 0, 1)),
+     .chunk = {{.raw = 4096, .stored = 16, .codec = 1}},
+     .chunks = 1,
+     .end = 16,
+     .reason = "cannot be stored"},
+    {.json = P(T("w", "u8", "[4096]", 0, 1)),
+     .chunk = {{.raw = 4096, .stored = 99, .codec = 2}},
+     .chunks = 1,
+     .end = 99,
+     .reason = "codec 2"},
     {.json = P(T("w", "u8", "[5]", 0, 1)), .chunk = {{.raw = 5, .stored = 5, .codec = 3}}, .chunks = 1, .end = 5, .reason = "codec 3"},
     {.json = P(T("w", "u8", "[5]", 0, 1)), .chunk = {{.raw = 5, .stored = 5, .reserved = 1}}, .chunks = 1, .end = 5, .reason = "codec 0"},
-    {.json = P(T("v", "u8", "[4097]", 0, 2) "," T("w", "u8", "[5]", 2, 1)), .chunk = {RAW(0, 4096), RAW(4096, 1), RAW(4096 + 64, 5)}, .chunks = 3, .end = 4096 + 69, .reason = "\"w\": chunk 2 is at"},
-    {.json = P(T("v", "u8", "[4097]", 0, 2) "," T("w", "u8", "[5]", 2, 1)), .chunk = {RAW(0, 4096), RAW(0, 1), RAW(8192, 5)}, .chunks = 3, .end = 8197, .reason = "\"v\": chunk 1 is at"},
+    {.json = P(T("v", "u8", "[4097]", 0, 2) "," T("w", "u8", "[5]", 2, 1)),
+     .chunk = {RAW(0, 4096), RAW(4096, 1), RAW(4096 + 64, 5)},
+     .chunks = 3,
+     .end = 4096 + 69,
+     .reason = "\"w\": chunk 2 is at"},
+    {.json = P(T("v", "u8", "[4097]", 0, 2) "," T("w", "u8", "[5]", 2, 1)),
+     .chunk = {RAW(0, 4096), RAW(0, 1), RAW(8192, 5)},
+     .chunks = 3,
+     .end = 8197,
+     .reason = "\"v\": chunk 1 is at"},
     {.json = P(W("3", "\"none\"", "")), .reason = "scale is a number"},
     {.json = P(W("null", "\"hot\"", "")), .reason = "act is none of"},
     {.json = P(W("null", "4", "")), .reason = "act is none of"},
@@ -364,7 +386,10 @@ static void test_lies(void **state) {
     assert_string_equal(diag.op, "pack_open");
   }
   assert_int_equal(mav__mem_live(), live);
-  const lie truth = {.json = P(T("v", "u8", "[4097]", 0, 2) "," T("w", "u8", "[5]", 2, 1)), .chunk = {RAW(0, 4096), RAW(4096, 1), RAW(8192, 5)}, .chunks = 3, .end = 8197};
+  const lie truth = {.json = P(T("v", "u8", "[4097]", 0, 2) "," T("w", "u8", "[5]", 2, 1)),
+                     .chunk = {RAW(0, 4096), RAW(4096, 1), RAW(8192, 5)},
+                     .chunks = 3,
+                     .end = 8197};
   p = open_pack(craft("true.mav", &truth, 1, 0));
   assert_int_equal(mav_pack_get(p, 0)->chunks, 2);
   mav_pack_release(p);
@@ -402,7 +427,11 @@ static void test_terabyte(void **state) {
     c.offset = start + i * CHUNK;
     mav__pack_chunk_put(p + 64 + padded + i * 40, &c);
   }
-  mav__pack_head_put(p, &(mav__pack_head){.version = 1, .json_bytes = padded, .chunks = CHUNKS, .data_start = start, .file_bytes = bytes,
+  mav__pack_head_put(p, &(mav__pack_head){.version = 1,
+                                          .json_bytes = padded,
+                                          .chunks = CHUNKS,
+                                          .data_start = start,
+                                          .file_bytes = bytes,
                                           .hash = mav__pack_hash(p + 64, start - 64)});
   scratch_write("tera.mav", p, start);
   free(p);
@@ -464,8 +493,8 @@ static void test_failing_memory(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_tensors),  cmocka_unit_test(test_scale_that_does_not_fit),
-      cmocka_unit_test(test_flipped_bits), cmocka_unit_test(test_cut_files), cmocka_unit_test(test_lies),
+      cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_tensors),        cmocka_unit_test(test_scale_that_does_not_fit),
+      cmocka_unit_test(test_flipped_bits), cmocka_unit_test(test_cut_files),      cmocka_unit_test(test_lies),
       cmocka_unit_test(test_terabyte),     cmocka_unit_test(test_failing_memory),
   };
   return cmocka_run_group_tests(tests, setup, teardown);

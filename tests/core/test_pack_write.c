@@ -55,9 +55,18 @@ static void finish(mav_pack_writer *w) {
   mav_pack_writer_close(w);
 }
 
-#define ONE(...) {.count = 1, .items = (const mav_pack_item[]){{__VA_ARGS__}}}
-#define TWO(first, second) {.count = 2, .items = (const mav_pack_item[]){first, second}}
-#define ITEM(...) {__VA_ARGS__}
+#define ONE(...)                                   \
+  {                                                \
+    .count = 1, .items = (const mav_pack_item[]) { \
+      { __VA_ARGS__ }                              \
+    }                                              \
+  }
+#define TWO(first, second)                                         \
+  {                                                                \
+    .count = 2, .items = (const mav_pack_item[]) { first, second } \
+  }
+#define ITEM(...) \
+  { __VA_ARGS__ }
 
 static void test_bad_plans(void **state) {
   (void)state;
@@ -219,7 +228,8 @@ static void damage(int kind, const char *part, const char *journal, uint32_t *se
     case 6: /* a gap that is not zero */
       if (part_bytes > 20000) flip_at(part, part_bytes - part_bytes % 4096 - 1);
       break;
-    default: break;
+    default:
+      break;
   }
 }
 
