@@ -44,14 +44,15 @@ function CostAware:learn(stats)
   if stats.steps == self.steps then return end
   self.steps, self.quiet = stats.steps, self.quiet + 1
   self:find_delay(stats.k)
+  local us = stats.verify_us + stats.draft_us + stats.cost_step
   if self.trimmer then
-    self.trimmer:learn(stats)
+    self.trimmer:learn(stats, us)
   else
     self.runs:learn(math.max(stats.k, self.asked[self.delay]), stats.k, stats.accepted)
   end
   if self.experts then self.experts:learn(stats) end
-  local plain = self.cost[0] or stats.us
-  self.budget = math.min(self.budget + self.explore * math.min(stats.us, 8 * plain), BUDGET_STEPS * plain)
+  local plain = self.cost[0] or us
+  self.budget = math.min(self.budget + self.explore * math.min(us, 8 * plain), BUDGET_STEPS * plain)
 end
 
 -- ---- choosing ---------------------------------------------------------------------------------------------------------------
@@ -91,6 +92,7 @@ function CostAware:resize(stats)
 end
 
 function CostAware:ask(stats)
+  self.asks = self.asks + 1
   self:resize(stats)
   local n = self:fill_costs(stats, math.min(stats.k_max, self.deepest or stats.k_max))
   if n < 0 then return math.min(1, stats.k_max) end -- no costs: nothing to weigh
@@ -108,15 +110,15 @@ function CostAware:ask(stats)
 end
 
 local function trim(self, stats, k)
-  self:learn(stats)
   if not self.verify[k] then return k end -- of unknown cost
-  return self.trimmer:trim(stats, self.verify, k)
+  return self.trimmer:trim(stats, self.verify, k, self.asks)
 end
 
 function CostAware:reset()
-  self.steps, self.budget, self.quiet, self.probes = 0, 0.0, 0, 0
+  self.steps, self.asks, self.budget, self.quiet, self.probes = 0, 0, 0.0, 0, 0
   for i = 1, 3 do self.asked[i] = 0 end
   if self.runs then self.runs:reset() end
+  if self.trimmer then self.trimmer:reset() end
 end
 
 --- options.explore      share of the time for probing (0.015)

@@ -25,7 +25,7 @@ end
 function Off:learn(stats)
   if stats.steps == self.steps then return end
   self.steps = stats.steps
-  local expected, us = expected_us(stats, stats.k), stats.us + (stats.cost_step or 0.0)
+  local expected, us = expected_us(stats, stats.k), stats.verify_us + stats.draft_us + (stats.cost_step or 0.0)
   if expected then us = math.min(us, OUTLIER * expected) end
   self.seen, self.tokens, self.us = self.seen + 1, self.tokens + stats.accepted + 1, self.us + us
   if stats.k == 0 then
@@ -56,10 +56,7 @@ function Off:ask(stats)
 end
 
 --- Defined on objects whose wrapped policy has it.
-local function trim(self, stats, k)
-  self:learn(stats)
-  return self.policy:trim(stats, k)
-end
+local function trim(self, stats, k) return self.policy:trim(stats, k) end
 
 function Off:reset()
   self.ended, self.steps = false, 0

@@ -76,17 +76,13 @@ function Lanes:open(lane, temperature)
   return s
 end
 
---- Captures what the lane will replay, so that no measured step waits for it.
+--- Captures what the lane will replay, so that few measured steps wait for it.
 function Lanes:warm(lane, temperature, ids)
   local s = lane and self:open(lane, temperature) or self:plain(temperature)
   s:reset()
   s:complete(ids, { max_tokens = WARM_TOKENS, ignore_eos = true })
-  if lane and math.type(lane.k) ~= "integer" then
-    local shared = s.loop
-    for v = 0, shared.k_max do
-      for k = 0, shared.device and #shared.hosts == 0 and shared.k_max or 0 do shared:step_graph(shared:size(v), k) end
-    end
-  end
+  if not lane or math.type(lane.k) == "integer" then return end
+  for v = 0, s.loop.k_max do s.loop:step_graph(s.loop:size(v), 0) end
 end
 
 Lanes.__close = function(self) self:close() end

@@ -6,6 +6,8 @@
 ---   a request starts     reset, ask                                 stats.steps = 0
 ---   a step               drafts that wait: trim -> verify -> ask (statistics one step old) -> accept -> statistics
 ---
+--- When trim is called, the statistics are those of the last ask.
+---
 --- A drafter on the device drafts in the graph that verifies: what the answer of step i asks for is drafted in step i + 1 and
 --- verified in step i + 2. One on the host proposes right before the step. Drafts of a smaller k are the first levels of the
 --- recorded ones, and what is accepted does not depend on what else was verified: rows are independent.
@@ -30,10 +32,17 @@ end
 local Run = {}
 Run.__index = Run
 
+--- What live.follow reads of a session: its log of steps, of which only the last one is needed.
+local Log = { size = 1 << 30 }
+Log.__index = Log
+
+function Log:step() return table.unpack(self.last) end
+
 local function new_run(header, policy, costs)
   local rows_of = header.rows
   local fake = { k_max = header.k_max, size = function(_, k) return rows_of[k + 1] end }
-  local self = setmetatable({ policy = policy, kind = header.kind, k_max = header.k_max, stats = live.new(fake), next_k = 0, waiting = 0,
+  local self = setmetatable({ policy = policy, kind = header.kind, k_max = header.k_max, stats = live.new(fake),
+    session = { times = setmetatable({ steps = 0 }, Log), length = 0, given = 0, taken = 0 }, next_k = 0, waiting = 0,
     steps = 0, tokens = 0, us = 0.0, later_tokens = 0, later_us = 0.0, plain_us = 0.0, policy_s = 0.0,
     histogram = {} }, Run)
   set_costs(self.stats, costs, header.k_max)
@@ -47,6 +56,7 @@ end
 function Run:ask()
   local answer = self.policy.fixed
   if not answer then
+    live.follow(self.stats, self.session)
     local started = mav.now()
     answer = policies.check_answer(self.policy:ask(self.stats), self.k_max, self.policy.name)
     self.policy_s = self.policy_s + (mav.now() - started)
@@ -70,6 +80,13 @@ function Run:drafts(point)
   return k, self.draft[self.next_k]
 end
 
+--- Notes a step. The statistics follow when the policy is asked next; where it is not, at once.
+function Run:log(step)
+  local times = self.session.times
+  if self.off or self.policy.fixed then live.follow(self.stats, self.session) end
+  times.last, times.steps = step, times.steps + 1
+end
+
 --- One step from a point; returns how many tokens it emits.
 function Run:step(point, left)
   local stats, off = self.stats, self.off
@@ -80,20 +97,19 @@ function Run:step(point, left)
   local verify_us = self.verify[rows]
   if k > 0 then draft_us = self.draft[k] end
   self.waiting = k
-  live.update(stats, rows, v, m, k > 0 and k or v, verify_us + draft_us, verify_us, draft_us)
-  stats.entropy = point.entropy or 0.0
+  self:log { v, m, verify_us + draft_us, verify_us, draft_us, k > 0 and k or v, self.step_us, point.entropy or 0.0, 0,
+    v > 0 and point.by or "none" }
   local count = math.min(m + 1, left)
-  stats.length = stats.length + count
+  self.session.length = self.session.length + count
   self.histogram[v] = self.histogram[v] + 1
   return count, self.step_us + (off and self.plain_step_us or verify_us + draft_us)
 end
 
 function Run:request(request)
-  local stats, policy = self.stats, self.policy
   self.off, self.waiting = false, 0
-  live.request(stats)
-  if policy.reset then policy:reset() end
-  stats.length = request.prompt_tokens
+  live.request(self.stats)
+  if self.policy.reset then self.policy:reset() end
+  self.session.times.steps, self.session.length = 0, request.prompt_tokens
   self:ask()
   local at, first = 1, true
   while at <= #request.points do
@@ -120,6 +136,7 @@ function replay.run(trace, options)
     local step = run.step
     function run:step(point, left)
       local count, us = step(self, point, left)
+      live.follow(self.stats, self.session)
       options.on_step(self.stats, self.stats.k, count, us)
       return count, us
     end

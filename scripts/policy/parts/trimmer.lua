@@ -8,6 +8,9 @@
 ---
 --- rate, in tokens per microsecond, is what time has been worth lately: tokens over time of the last steps. A level that was not
 --- drafted for a while is drafted again when the budget for probes pays its time.
+---
+--- The n-th step of a request is trimmed after n asks; what came of it is known later, maybe after the next one was trimmed. So what
+--- was seen is kept for two steps.
 local calibration = require "mav.policy.parts.calibration"
 
 local trimmer = {}
@@ -23,23 +26,24 @@ Trimmer.__index = Trimmer
 
 function trimmer.new()
   return setmetatable({ calibration = calibration.new(), tokens = 0.0, us = 0.0, gain = {}, count = {}, age = {},
-    pending = {}, known = false }, Trimmer)
+    seen = { [0] = { step = 0 }, { step = 0 } } }, Trimmer)
 end
 
 --- Probability that the draft of level d is accepted, if the one above is.
-function Trimmer:probability(stats, d)
+local function probability(self, stats, seen, d)
   local p = stats.confidence and stats.confidence[d]
-  self.pending[d] = p or -1.0
+  seen[d] = p or -1.0
   return p and self.calibration:map(p) or stats.acceptance[d]
 end
 
---- A finished step.
-function Trimmer:learn(stats)
-  self.tokens, self.us = self.tokens * FADE + stats.accepted + 1, self.us * FADE + stats.us
-  if not self.known then return end
-  self.known = false
+--- A finished step that took so long.
+function Trimmer:learn(stats, us)
+  self.tokens, self.us = self.tokens * FADE + stats.accepted + 1, self.us * FADE + us
+  local seen = self.seen[stats.steps % 2]
+  if seen.step ~= stats.steps then return end -- it was not trimmed
+  seen.step = 0
   for d = 1, math.min(stats.k, stats.accepted + 1) do
-    if self.pending[d] >= 0.0 then self.calibration:learn(self.pending[d], d <= stats.accepted) end
+    if seen[d] >= 0.0 then self.calibration:learn(seen[d], d <= stats.accepted) end
   end
 end
 
@@ -49,14 +53,15 @@ local function learn_gain(self, d, gain)
   self.gain[d] = self.gain[d] + math.max(GAIN_RATE, 1.0 / (count + 1)) * (gain - self.gain[d])
 end
 
---- How many of the k levels to verify; cost[v]: time of a step that verifies v levels.
-function Trimmer:trim(stats, cost, k)
+--- How many of the k levels to verify in a step; cost[v]: time of a step that verifies v levels.
+function Trimmer:trim(stats, cost, k, step)
   local rate = self.us > 0.0 and self.tokens / self.us or 1.0 / cost[0]
   local best, best_worth, tokens, alive = 0, 0.0, 0.0, 1.0
-  self.known = true
+  local seen = self.seen[step % 2]
+  seen.step = step
   for d = 1, k do
     local before = best_worth
-    alive = alive * self:probability(stats, d)
+    alive = alive * probability(self, stats, seen, d)
     tokens = tokens + alive
     local worth = tokens - rate * (cost[d] - cost[0])
     if worth > best_worth then best, best_worth = d, worth end
@@ -65,9 +70,13 @@ function Trimmer:trim(stats, cost, k)
   return best
 end
 
+function Trimmer:reset()
+  self.seen[0].step, self.seen[1].step = 0, 0
+end
+
 function Trimmer:resize(n)
   for d = #self.gain + 1, n do
-    self.gain[d], self.count[d], self.age[d], self.pending[d] = HOPE, 0, STALE, -1.0
+    self.gain[d], self.count[d], self.age[d], self.seen[0][d], self.seen[1][d] = HOPE, 0, STALE, -1.0, -1.0
   end
 end
 

@@ -14,10 +14,17 @@ local function statistics(k_max)
   return stats
 end
 
+--- A log of one step, as statistics follow it.
+local log = { size = 1 << 30 }
+local session = { times = log, length = 0, given = 0, taken = 0 }
+
+function log.step() return log.k, log.accepted, 420.0 + 50 * log.k, 400.0 + 50 * log.k, 20.0 * log.k, log.k, 3.0, 0.0, log.experts, "x" end
+
 --- A finished step of k levels.
-local function finish(stats, k, accepted)
-  live.update(stats, k + 1, k, accepted, k, 400.0 + 50 * k, 400.0 + 50 * k, 20.0 * k)
-  stats.length = stats.length + accepted + 1
+local function finish(stats, k, accepted, experts)
+  log.steps, log.k, log.accepted, log.experts = stats.steps + 1, k, accepted, experts or 0
+  session.length = stats.length + accepted + 1
+  live.follow(stats, session)
 end
 
 local function raises(text, f, ...)
@@ -170,8 +177,7 @@ describe("policies", function()
       local function step(i)
         if waiting > 0 and p.trim then waiting = policies.check_trim(p:trim(stats, waiting), waiting) end
         local k = policies.check_answer(p:ask(stats), 8) or 0
-        stats.experts = 8 + 3 * waiting + i % 3
-        finish(stats, waiting, math.min(waiting, i % 5))
+        finish(stats, waiting, math.min(waiting, i % 5), 8 + 3 * waiting + i % 3)
         waiting = k
       end
       for i = 1, 300 do step(i) end
