@@ -341,19 +341,14 @@ function Session:generate(prompt, options)
     return stops:push(detokenizer and detokenizer:finish() or "") .. stops:rest()
   end
 
-  --- The text of all tokens that a step gave, or of as many as it takes until there is any.
   local function next_piece()
     if self.generated == 0 and not ended and max_tokens > 0 then
       self:prefill()
       self.loop:request(self)
     end
-    local text = ""
     while not ended do
       local piece, why = one()
-      if piece and piece ~= "" then
-        piece = stops:push(piece)
-        text = text == "" and piece or text .. piece
-      end
+      local text = piece and stops:push(piece) or ""
       if stops.found then
         self:drop()
         ended, self.stopped = true, "stop"
@@ -361,9 +356,9 @@ function Session:generate(prompt, options)
         text = text .. finish(why)
         if stops.found then self.stopped = "stop" end
       end
-      if text ~= "" and self.taken == self.given then return text end
+      if text ~= "" then return text end
     end
-    return text ~= "" and text or nil
+    return nil
   end
 
   return function()

@@ -14,6 +14,7 @@ local OUTLIER = 3                        -- times of an interrupted step count a
 
 function live.new(loop)
   local t = { steps = 0, length = 0, k_max = loop.k_max, sequences = 1, drafter = "none", k = 0, accepted = 0, accepted_mean = 1.0,
+    of = false, -- whose steps these are
     acceptance = {}, confidence = {}, entropy = 0.0, experts = 0, experts_mean = {}, us = 0.0, verify_us = 0.0, draft_us = 0.0,
     cost_verify = {}, cost_draft = { [0] = 0.0 }, cost_step = 0.0 }
   function t.rows(k) return loop:size(k) end
@@ -60,8 +61,11 @@ end
 --- Takes in the steps of a session that it has not seen: before a policy is asked, or somebody looks.
 function live.follow(t, s)
   local times = s.times
-  local first = math.max(t.steps, times.steps - times.size) + 1
+  if t.of ~= times then t.of, t.steps = times, times.seen or 0 end -- another session of the loop
+  local first = math.max(times.followed, times.steps - times.size) + 1
   for n = first, times.steps do update(t, times:step(n)) end
+  times.followed = times.steps
+  times.seen = t.steps
   t.length = s.length + s.given - s.taken
 end
 
