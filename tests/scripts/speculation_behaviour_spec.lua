@@ -226,14 +226,19 @@ describe("a session with drafts", function()
 
   it("takes text in the middle of an iteration", function()
     local p <close> = model:session {}
-    p:complete(prompt, { max_tokens = 6, ignore_eos = true })
-    p:complete({ 8, 9 }, { max_tokens = 20, ignore_eos = true })
     for_all(function(new, name)
       local s <close> = new()
-      for _ in s:generate(prompt, { max_tokens = 26, ignore_eos = true, on_token = function() end }) do
-        if #s == #prompt + 6 then s:append { 8, 9 } end
+      local at
+      for _ in s:generate(prompt, { max_tokens = 26, ignore_eos = true }) do
+        if not at and s.generated >= 6 then
+          at = s.generated
+          s:append { 8, 9 }
+        end
       end
-      if s.generated == 26 then S.same(said(p), said(s), name) end
+      p:reset()
+      p:complete(prompt, { max_tokens = at, ignore_eos = true })
+      p:complete({ 8, 9 }, { max_tokens = 26 - at, ignore_eos = true })
+      S.same(said(p), said(s), name)
     end)
   end)
 
@@ -321,6 +326,23 @@ describe("a session with drafts", function()
     assert.is_true(s.live.acceptance[1] > 0.6) -- the model itself drafted
     assert.is_true(s.live.confidence[1] == nil or s.live.confidence[1] <= 1)
     for k = 0, 4 do assert.is_true(s.live.cost_verify[s.live.rows(k)] > 0) end
+  end)
+
+  it("shows the figures of the fork that is asked", function()
+    local s <close> = session("self")
+    s:append(prompt)
+    s:prefill()
+    local forks, steps = {}, { 0, 0 }
+    for i = 1, 2 do forks[i] = s:fork {} end
+    for turn = 1, 40 do
+      local i = turn % 3 == 0 and 1 or 2
+      local f = forks[i]
+      if f.taken == f.given then steps[i] = steps[i] + 1 end
+      f:step()
+      assert.are.equal(steps[i], f.live.steps)
+      assert.are.equal(f.given - 1, f.live.accepted)
+    end
+    for i = 1, 2 do forks[i]:close() end
   end)
 
   it("gives the log probabilities of plain decoding", function()
