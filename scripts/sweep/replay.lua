@@ -41,10 +41,10 @@ function Log:step() return table.unpack(self.last) end
 local function new_run(header, policy, costs)
   local rows_of = header.rows
   local fake = { k_max = header.k_max, size = function(_, k) return rows_of[k + 1] end }
-  local self = setmetatable({ policy = policy, kind = header.kind, k_max = header.k_max, stats = live.new(fake),
-    session = { times = setmetatable({ steps = 0 }, Log), length = 0, given = 0, taken = 0 }, next_k = 0, waiting = 0,
-    steps = 0, tokens = 0, us = 0.0, later_tokens = 0, later_us = 0.0, plain_us = 0.0, policy_s = 0.0,
-    histogram = {} }, Run)
+  local times = setmetatable({ steps = 0, followed = 0, seen = 0 }, Log)
+  local self = setmetatable({ policy = policy, kind = header.kind, k_max = header.k_max, stats = live.new(fake), next_k = 0, waiting = 0,
+    session = { times = times, length = 0, given = 0, taken = 0 }, steps = 0, tokens = 0, us = 0.0, later_tokens = 0, later_us = 0.0,
+    plain_us = 0.0, policy_s = 0.0, histogram = {} }, Run)
   set_costs(self.stats, costs, header.k_max)
   self.verify, self.draft, self.step_us, self.plain_step_us = {}, {}, costs.step_us, costs.plain_us
   for rows, us in pairs(self.stats.cost_verify) do self.verify[rows] = us end
@@ -109,7 +109,8 @@ function Run:request(request)
   self.off, self.waiting = false, 0
   live.request(self.stats)
   if self.policy.reset then self.policy:reset() end
-  self.session.times.steps, self.session.length = 0, request.prompt_tokens
+  local times = self.session.times
+  times.steps, times.followed, times.seen, self.session.length = 0, 0, 0, request.prompt_tokens
   self:ask()
   local at, first = 1, true
   while at <= #request.points do
@@ -118,6 +119,10 @@ function Run:request(request)
     self.steps, self.tokens, self.us = self.steps + 1, self.tokens + count, self.us + us
     if not first then self.later_tokens, self.later_us = self.later_tokens + count, self.later_us + us end
     first = false
+    if self.on_step then
+      live.follow(self.stats, self.session)
+      self.on_step(self.stats, self.stats.k, count, us)
+    end
   end
   self.plain_us = self.plain_us + (self.step_us + self.plain_step_us) * #request.points
 end
@@ -126,21 +131,13 @@ end
 ---
 ---   options.policy     what mav.policy.new takes
 ---   options.costs      { verify_us = { [rows] = }, draft_us = { [k] = }, plain_us =, step_us = }; nil: the trace's
----   options.on_step    function(stats, k) after every step
+---   options.on_step    function(stats, k, count, us) after every step: levels verified, tokens emitted, time
 ---
 --- Returns tokens, steps, us, acceptance_length, tokens_per_s (of the tokens after the first step), speedup over plain decoding,
 --- levels[k] = steps that verified k levels; policy_us_per_step, the only figure that was measured: it is no part of the others.
 function replay.run(trace, options)
   local run = new_run(trace.header, policies.new(options.policy), options.costs or trace.header.costs)
-  if options.on_step then
-    local step = run.step
-    function run:step(point, left)
-      local count, us = step(self, point, left)
-      live.follow(self.stats, self.session)
-      options.on_step(self.stats, self.stats.k, count, us)
-      return count, us
-    end
-  end
+  run.on_step = options.on_step
   for _, request in ipairs(trace.requests) do run:request(request) end
   return {
     policy = tostring(run.policy), tokens = run.tokens, steps = run.steps, us = run.us,

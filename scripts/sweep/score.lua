@@ -59,11 +59,11 @@ function score.measure(t, policy, model, drafter, chain)
   return m
 end
 
-local COLUMNS = "%-26s %8s %8s %10s %10s %10s"
+local COLUMNS = "%-26s %8s %8s %10s %10s %10s %10s"
 
 local function line(name, r)
   return COLUMNS:format(name, r.tokens, r.steps, ("%.3f"):format(r.acceptance_length), ("%.1f"):format(r.tokens_per_s),
-    ("%.3f"):format(r.speedup))
+    ("%.3f"):format(r.speedup), r.policy_us_per_step and ("%.1f"):format(r.policy_us_per_step) or "")
 end
 
 local function percent(predicted, measured) return ("%+.1f%%"):format(100 * (predicted / measured - 1)) end
@@ -73,14 +73,15 @@ function score.table(t, results)
   local h, points = t.header, 0
   for _, request in ipairs(t.requests) do points = points + #request.points end
   local out = { ("%s, drafter %s, k_max %d, temperature %g: %d requests, %d positions"):format(h.model or "?", h.drafter or "?", h.k_max,
-    h.temperature or 0, #t.requests, points), COLUMNS:format("policy", "tokens", "steps", "accepted", "tokens/s", "speed-up") }
+    h.temperature or 0, #t.requests, points), COLUMNS:format("policy", "tokens", "steps", "accepted", "tokens/s", "speed-up",
+      "policy us") }
   for _, r in ipairs(results) do
     out[#out + 1] = line(r.name, r)
     local m = r.measured
     if m then
       out[#out + 1] = line("  measured", m)
       out[#out + 1] = COLUMNS:format("  error of the prediction", "", "", percent(r.acceptance_length, m.acceptance_length),
-        percent(r.tokens_per_s, m.tokens_per_s), percent(r.speedup, m.speedup))
+        percent(r.tokens_per_s, m.tokens_per_s), percent(r.speedup, m.speedup), "")
     end
   end
   return table.concat(out, "\n") .. "\n"

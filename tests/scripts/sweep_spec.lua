@@ -385,10 +385,9 @@ describe_command("mav sweep", function()
     local dir <close> = support.directory()
     local state = dir.path .. "/state"
     local args = ("%s --draft ngram --k 1,2 --repeats 3 --json --resume '%s'"):format(SMALL, state)
-    for _, signal in ipairs { "KILL", "INT" } do
-      os.execute(("{ '%s' sweep %s >/dev/null 2>&1 & pid=$!; i=0; while [ $i -lt 400 ] && [ \"$(cat '%s' 2>/dev/null | wc -l)\" -lt %d ]; do "
-        .. "sleep 0.01; i=$((i+1)); done; kill -%s $pid; wait $pid; } 2>/dev/null"):format(BINARY, args, state, signal == "KILL" and 3 or 6, signal))
-    end
+    local script = "{ '%s' sweep %s >/dev/null 2>&1 & pid=$!; i=0; while [ $i -lt 400 ] && [ \"$(cat '%s' | wc -l)\" -lt %d ]; do "
+      .. "sleep 0.01; i=$((i+1)); done; kill -%s $pid; wait $pid; } 2>/dev/null"
+    for lines, signal in pairs { [3] = "KILL", [6] = "INT" } do os.execute(script:format(BINARY, args, state, lines, signal)) end
     local out, err, status = run(args)
     assert.are.equal(0, status, err)
     local cells = 0

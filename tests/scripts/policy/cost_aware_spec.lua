@@ -101,7 +101,8 @@ describe("policy cost_aware", function()
 
   it("does without costs, experts or confidences that are not there", function()
     local stats = { steps = 0, length = 1, k_max = 4, k = 0, accepted = 0, us = 1.0, verify_us = 1.0, draft_us = 0.0,
-      acceptance = { 0.6, 0.6, 0.6, 0.6 }, rows = function(k) return k + 1 end, cost_verify = {}, cost_draft = {}, cost_step = 0.0, confidence = {} }
+      acceptance = { 0.6, 0.6, 0.6, 0.6 }, rows = function(k) return k + 1 end, cost_verify = {}, cost_draft = {}, cost_step = 0.0,
+      confidence = {} }
     local p = cost_aware { confidence = true, experts = true }
     assert.are.equal(1, p:ask(stats))
     for T = 1, 3 do stats.cost_verify[T] = 100.0 end

@@ -22,7 +22,8 @@ function log.step() return log.k, log.accepted, 420.0 + 50 * log.k, 400.0 + 50 *
 
 --- A finished step of k levels.
 local function finish(stats, k, accepted, experts)
-  log.steps, log.k, log.accepted, log.experts = stats.steps + 1, k, accepted, experts or 0
+  log.steps, log.followed, log.seen = stats.steps + 1, stats.steps, stats.steps
+  log.k, log.accepted, log.experts = k, accepted, experts or 0
   session.length = stats.length + accepted + 1
   live.follow(stats, session)
 end
