@@ -62,9 +62,8 @@ end
 function live.follow(t, s)
   local times = s.times
   if t.of ~= times then t.of, t.steps = times, times.seen or 0 end -- another session of the loop
-  local first = math.max(times.followed, times.steps - times.size) + 1
+  local first = math.max(t.steps, times.steps - times.size) + 1
   for n = first, times.steps do update(t, times:step(n)) end
-  times.followed = times.steps
   times.seen = t.steps
   t.length = s.length + s.given - s.taken
 end

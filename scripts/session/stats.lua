@@ -33,8 +33,8 @@ end
 --- A new generation starts: only the prompt's figures of the prefill to come are kept.
 function Times:begin()
   self.steps, self.lua_s, self.text_s, self.caller_s, self.capture_s, self.share = 0, 0.0, 0.0, 0.0, 0.0, 0.0
-  self.tokens, self.first_tokens, self.drafted_sum, self.accepted_sum, self.seen = 0, 0, 0, 0, 0 -- seen: by live.follow
-  self.prompt_tokens, self.prompt_s, self.followed = 0, 0.0, 0 -- followed: steps that the live table has taken in
+  self.tokens, self.first_tokens, self.drafted_sum, self.accepted_sum = 0, 0, 0, 0
+  self.prompt_tokens, self.prompt_s, self.seen = 0, 0.0, 0 -- seen: steps that the live table has taken in
   self.began, self.first, self.last = 0.0, 0.0, 0.0
   self.launch, self.wait, self.done, self.away, self.left = 0.0, 0.0, 0.0, 0.0, 0.0
 end
