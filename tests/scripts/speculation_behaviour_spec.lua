@@ -337,10 +337,11 @@ describe("a session with drafts", function()
     for turn = 1, 40 do
       local i = turn % 3 == 0 and 1 or 2
       local f = forks[i]
-      if f.taken == f.given then steps[i] = steps[i] + 1 end
+      local is_new = f.taken == f.given
+      if is_new then steps[i] = steps[i] + 1 end
       f:step()
       assert.are.equal(steps[i], f.live.steps)
-      assert.are.equal(f.given - 1, f.live.accepted)
+      if is_new then assert.are.equal(f.given - 1, f.live.accepted) end
     end
     for i = 1, 2 do forks[i]:close() end
   end)
