@@ -566,6 +566,21 @@ static int json_encode(lua_State *L) {
   return 1;
 }
 
+void lmav_push_decoded(lua_State *L, const char *text) {
+  lua_pushcfunction(L, json_decode);
+  lua_pushstring(L, text);
+  lua_call(L, 1, 2);
+  if (lua_isnil(L, -2)) lua_error(L); /* the error object */
+  lua_pop(L, 1);
+}
+
+void lmav_push_encoded(lua_State *L, int index) {
+  index = lua_absindex(L, index);
+  lua_pushcfunction(L, json_encode);
+  lua_pushvalue(L, index);
+  lua_call(L, 1, 1);
+}
+
 void lmav_open_json(lua_State *L) {
   static const luaL_Reg functions[] = {{"array", json_array}, {"decode", json_decode}, {"encode", json_encode}, {NULL, NULL}};
   luaL_newmetatable(L, ARRAY_NAME);

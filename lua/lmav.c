@@ -320,6 +320,7 @@ int luaopen_mav(lua_State *L) {
   lmav_open_graph(L);
   lmav_open_spec(L);
   lmav_open_weights(L);
+  lmav_open_pack(L);
   lmav_open_tokenizer(L);
   lmav_open_comm(L);
   lmav_open_json(L);

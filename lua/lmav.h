@@ -36,6 +36,8 @@ typedef enum lmav_kind {
   LMAV_SPEC,
   LMAV_WEIGHTS,
   LMAV_SAFETENSORS,
+  LMAV_PACK,
+  LMAV_PACK_WRITER,
   LMAV_TOKENIZER,
   LMAV_STREAM,
   LMAV_COMM,
@@ -145,6 +147,10 @@ void lmav_push_tensor(lua_State *L, mav_tensor *borrowed); /* retains; nil for N
 void lmav_push_shape_text(lua_State *L, const mav_tensor *t);
 void lmav_open_tensor(lua_State *L);
 
+/* ljson.c. The text is JSON that the core has checked; what Lua cannot hold raises. */
+void lmav_push_decoded(lua_State *L, const char *text);
+void lmav_push_encoded(lua_State *L, int index); /* the value there as a string */
+
 /* lop.c: runs an op whose tensor arguments are, in order, at these stack indices; pushes its results. */
 int lmav_op_run(lua_State *L, const char *name, int count, const int *index, const mav_dtype *dtype);
 void lmav_open_op(lua_State *L);
@@ -154,6 +160,7 @@ void lmav_open_kv(lua_State *L);
 void lmav_open_graph(lua_State *L);
 void lmav_open_spec(lua_State *L);
 void lmav_open_weights(lua_State *L);
+void lmav_open_pack(lua_State *L);
 void lmav_open_tokenizer(lua_State *L);
 void lmav_open_comm(lua_State *L);
 void lmav_open_json(lua_State *L);

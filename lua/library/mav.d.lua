@@ -298,8 +298,8 @@ function Spec:check() end
 function Spec:stats() end
 
 ---Calls fn(...) and stops it with an error when it runs longer than `seconds`: for functions of others in a loop of one's own. The
----clock is looked at every 10,000 instructions; a long C function is not interrupted, nor a coroutine that was made outside. One level:
----a guard in a guard keeps the outer's time.
+---clock is looked at every 10,000 instructions; a long C function is not interrupted, nor a finalizer, nor a coroutine that was made
+---outside. One level: a guard in a guard keeps the outer's time.
 ---@param seconds number
 ---@param fn function
 ---@param ... any
@@ -438,6 +438,125 @@ function Safetensors:get(name, options) end
 ---@return true? ok
 ---@return mav.Error? err
 function mav.safetensors.write(path, tensors) end
+
+---The weights of one rank in one file, mapped.
+---@class mav.Pack
+---@field meta table what the writer noted: source, recipe, model, ...
+---@field rank integer
+---@field ranks integer
+---@field path string
+---@field bytes integer of the file
+---@operator len: integer
+local Pack = {}
+
+---@class mav.PackInfo
+---@field dtype mav.Dtype
+---@field shape integer[]
+---@field layout string order of the elements: "row"
+---@field scale string? name of the tensor that is its scale
+---@field act "none"|"static"|"dynamic"
+---@field in_scale number? of act "static"
+---@field bytes integer of the tensor
+---@field stored integer of its chunks in the file
+---@field chunks integer
+---@field raw boolean none is compressed: it can be mapped
+
+---Maps a pack and checks its header; reads no weight.
+---@param path string
+---@return mav.Pack? pack
+---@return mav.Error? err
+function mav.pack(path) end
+
+---@return string[] names in the order of the file; a new table
+function Pack:names() end
+
+---@param name string
+---@return boolean
+function Pack:has(name) end
+
+---@param name string
+---@return mav.PackInfo? info nil: no such tensor
+function Pack:info(name) end
+
+---A read-only tensor, its scale attached: on the mapped file where no chunk is compressed, else unpacked into memory. copy: into
+---memory in any case (huge pages, where the system has them).
+---@param name string
+---@param options? {runtime?: mav.Runtime, copy?: boolean}
+---@return mav.Tensor? t
+---@return mav.Error? err
+function Pack:tensor(name, options) end
+
+---A copy of bytes [first_byte, first_byte + bytes) of a tensor; first_byte counts from 0.
+---@param name string
+---@param first_byte integer
+---@param bytes integer
+---@param options? {runtime?: mav.Runtime}
+---@return mav.Tensor? t u8
+---@return mav.Error? err
+function Pack:read(name, first_byte, bytes, options) end
+
+---Reads every byte of a tensor in the file and checks it against the hashes. threads: absent, one per processor.
+---@param name string
+---@param threads? integer
+---@return true? ok
+---@return mav.Error? err
+function Pack:verify(name, threads) end
+
+---Gives this reference up. The file stays mapped while a tensor is on it.
+function Pack:close() end
+
+---Writes PATH.part and PATH.journal; finish makes PATH of them. A writer of the same plan takes up what an earlier one left.
+---@class mav.PackWriter
+local PackWriter = {}
+
+---@class mav.PackItem
+---@field name string
+---@field dtype mav.Dtype
+---@field shape integer[]
+---@field layout string? "row"
+---@field scale string? name of another tensor of the pack
+---@field act "none"|"static"|"dynamic"|nil
+---@field in_scale number? of act "static"
+---@field compress boolean? LZ4 where it saves a tenth
+
+---@class mav.PackOptions
+---@field tensors mav.PackItem[] what the pack will hold, in this order
+---@field meta table?
+---@field rank integer? 0
+---@field ranks integer? 1
+---@field chunk_bytes integer? a multiple of 4096; 16 MiB
+---@field sync_bytes integer? the most that a crash loses; 256 MiB
+---@field fresh boolean? drop what an earlier writer left, whatever its plan
+---@field progress (fun(done: integer, total: integer): boolean?)? while what an earlier writer left is read again; false: stop
+
+---@param path string
+---@param options mav.PackOptions
+---@return mav.PackWriter? writer
+---@return mav.Error? err
+function mav.pack_writer(path, options) end
+
+---What put wants next.
+---@return integer index of a tensor, from 1; one more than there are: all is there
+---@return integer begin its bytes that are there
+function PackWriter:next() end
+
+---The next bytes of tensor `index`: those of a contiguous tensor of any dtype and shape, or of them [first_byte, first_byte + bytes),
+---counted from 0; without `bytes` up to the end. After an error the writer can only be closed.
+---@param index integer
+---@param tensor mav.Tensor
+---@param first_byte? integer
+---@param bytes? integer
+---@return true? ok
+---@return mav.Error? err
+function PackWriter:put(index, tensor, first_byte, bytes) end
+
+---Writes the header, syncs, and gives the file its name. All bytes must be there.
+---@return true? ok
+---@return mav.Error? err
+function PackWriter:finish() end
+
+---Not finished: whole chunks stay for the next writer.
+function PackWriter:close() end
 
 ---A byte-level BPE tokenizer. `#tok` is one more than the largest id.
 ---@class mav.Tokenizer

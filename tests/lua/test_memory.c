@@ -86,6 +86,15 @@ static const struct {
     {"safetensors",
      "local path = os.tmpname() local ok, err = pcall(function() assert(mav.safetensors.write(path, {a = mav.zeros{2}, b = mav.zeros{1}})) "
      "local s = assert(mav.safetensors.open(path)) s:names() s:info 'a' assert(s:get 'a') s:get 'c' end) os.remove(path) assert(ok, err)"},
+    {"pack",
+     "local path = os.tmpname() local function go(progress) local w <close> = assert(mav.pack_writer(path, {meta = {a = 1}, "
+     "chunk_bytes = 4096, progress = progress, tensors = {{name = 'w', dtype = 'f8', shape = {2, 4000}, scale = 's', act = 'dynamic', "
+     "compress = true}, {name = 's', dtype = 'f32', shape = {2}}}})) local q = mav.zeros{2, 4000}:quantize() local i, at = w:next() "
+     "if i == 1 then assert(w:put(1, q, at)) end if progress then assert(w:put(2, q.scale)) assert(w:finish()) end end "
+     "local ok, err = pcall(function() go() go(function(done, total) local _ = done .. '/' .. total end) local p <close> = "
+     "assert(mav.pack(path)) local _ = p.meta, p:names(), p:info 'w', tostring(p), p:verify('w', 1) assert(p:tensor 'w') "
+     "assert(p:tensor('s', {copy = true})) assert(p:read('w', 10, 5000)) p:tensor 'nothing' end) "
+     "for _, suffix in ipairs{'', '.part', '.journal'} do os.remove(path .. suffix) end assert(ok, err)"},
     {"tokenizer",
      "local t = assert(mav.tokenizer(dir)) local ids = assert(t:encode 'local x = 1') assert(t:decode(ids)) local s = assert(t:stream()) "
      "for _, id in ipairs(ids) do s:push(id) end s:finish() t:piece(ids[1]) t:find 'a' t:encode '\\xff'"},
