@@ -1,0 +1,103 @@
+--- The files of a conversion's source, and whether they are still what they were when it began.
+local fault = require "mav.maverick.fault"
+local reader = require "mav.maverick.reader"
+
+local source = {}
+
+local function quoted(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
+source.quoted = quoted
+
+--- Copied beside the packs where they are there.
+source.SIDE_FILES = { "config.json", "generation_config.json", "hf_quant_config.json", "tokenizer.json", "tokenizer_config.json",
+  "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
+  "processor_config.json", "LICENSE", "LICENSE.txt", "USE_POLICY.md" }
+
+--- Names of the files that hold the tensors of a Hugging Face directory.
+local function tensor_files(dir)
+  local index = dir .. "/model.safetensors.index.json"
+  if reader.exists(dir .. "/model.safetensors") or not reader.exists(index) then return { "model.safetensors" } end
+  local seen, list = {}, { "model.safetensors.index.json" }
+  local map = reader.read_json(index).weight_map
+  for _, name in pairs(type(map) == "table" and map or {}) do
+    if type(name) == "string" and not seen[name] then
+      seen[name], list[#list + 1] = true, name
+    end
+  end
+  table.sort(list)
+  return list
+end
+
+--- Size and time of last change of every file: { [name] = { bytes =, changed = "seconds" } }.
+function source.stamps(dir, names)
+  local words = {}
+  for i, name in ipairs(names) do words[i] = quoted(dir .. "/" .. name) end
+  local stamps = {}
+  for first = 1, #words, 500 do
+    local pipe = io.popen("stat -L -c '%s %.9Y' -- " .. table.concat(words, " ", first, math.min(first + 499, #words)) .. " 2>/dev/null")
+    for i = first, math.min(first + 499, #words) do
+      local bytes, changed = (pipe:read "l" or ""):match "^(%d+) ([%d.]+)$"
+      if not bytes then
+        pipe:close()
+        for _, name in ipairs(names) do
+          if not reader.exists(dir .. "/" .. name) then fault.raise("NOTFOUND", dir .. "/" .. name, "no such file") end
+        end
+        fault.raise("IO", dir, "size and time of %s cannot be read", names[i])
+      end
+      stamps[names[i]] = { bytes = math.tointeger(tonumber(bytes)), changed = changed }
+    end
+    pipe:close()
+  end
+  return stamps
+end
+
+--- meta.source of a directory.
+function source.describe(dir)
+  local names = tensor_files(dir)
+  names[#names + 1] = "config.json"
+  return { dir = dir, files = source.stamps(dir, names) }
+end
+
+--- Raises when a file differs from its description.
+---@param when string   for the message: "since the conversion began"
+function source.check(described, when, advice)
+  local names = {}
+  for name in pairs(described.files) do names[#names + 1] = name end
+  table.sort(names)
+  local now = source.stamps(described.dir, names)
+  for _, name in ipairs(names) do
+    local was, is = described.files[name], now[name]
+    if was.bytes ~= is.bytes or was.changed ~= is.changed then
+      fault.raise("STATE", described.dir .. "/" .. name, "changed %s (%s, before %s)%s", when,
+        was.bytes ~= is.bytes and ("%d bytes"):format(is.bytes) or "its time of change is " .. os.date("%F %T", tonumber(is.changed) // 1 | 0),
+        was.bytes ~= is.bytes and ("%d"):format(was.bytes) or os.date("%F %T", tonumber(was.changed) // 1 | 0), advice or "")
+    end
+  end
+end
+
+--- Copies the files beside the tensors, each by way of a temporary name.
+function source.copy_side_files(from, to)
+  for _, name in ipairs(source.SIDE_FILES) do
+    local file = io.open(from .. "/" .. name, "rb")
+    if file then
+      local text = file:read "a"
+      file:close()
+      if text then source.write(to .. "/" .. name, text) end
+    end
+  end
+end
+
+--- Writes a file whole or not at all.
+function source.write(path, text)
+  local temporary = path .. ".part"
+  local file, err = io.open(temporary, "wb")
+  if not file then fault.raise("IO", path, "%s", (err:gsub("^.-: ", ""))) end
+  local ok, why = file:write(text)
+  if ok then ok, why = file:close() else file:close() end
+  if ok then ok, why = os.rename(temporary, path) end
+  if not ok then
+    os.remove(temporary)
+    fault.raise("IO", path, "%s", tostring(why):gsub("^.-: ", "") .. "")
+  end
+end
+
+return source
