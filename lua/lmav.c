@@ -1,8 +1,8 @@
 /* lua/lmav.c - luaopen_mav; helpers for arguments and options; the searcher for the library's Lua modules.
  *
  * `require "mav"` gives a table: no globals, no output. Modules are named `mav.<name>`: the user's own package.path is
- * searched first, then lua/mav/<name>.lua, lua/mav/<name>/init.lua, scripts/<name>.lua, scripts/<name>/init.lua, inside the
- * binary (MAV_EMBED_SCRIPTS) or in the source tree. */
+ * searched first, then lua/mav/<name>.lua, lua/mav/<name>/init.lua, scripts/<name>.lua, scripts/<name>/init.lua, and for
+ * `mav.weights_tools.<name>` weights-tools/<name>.lua, inside the binary (MAV_EMBED_SCRIPTS) or in the source tree. */
 #include "lmav.h"
 
 #include <dirent.h>
@@ -233,16 +233,20 @@ static bool load_script(lua_State *L, const char *path) {
 #endif
 }
 
+#define TOOLS "weights_tools"
+
 static int searcher(lua_State *L) {
   const char *name = luaL_checkstring(L, 1);
   if (strncmp(name, "mav.", 4) != 0) return 0;
-  static const char *const patterns[] = {"lua/mav/%s.lua", "lua/mav/%s/init.lua", "scripts/%s.lua", "scripts/%s/init.lua"};
-  const char *stem = luaL_gsub(L, name + 4, ".", "/");
+  static const char *const patterns[] = {"lua/mav/%s.lua", "lua/mav/%s/init.lua", "scripts/%s.lua", "scripts/%s/init.lua", NULL};
+  static const char *const tools[] = {"weights-tools/%s.lua", NULL};
+  bool is_tool = !strncmp(name + 4, TOOLS ".", sizeof TOOLS);
+  const char *stem = luaL_gsub(L, name + 4 + (is_tool ? sizeof TOOLS : 0), ".", "/"), *const *pattern = is_tool ? tools : patterns;
   luaL_Buffer tried;
   luaL_buffinit(L, &tried);
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; pattern[i]; i++) {
     char path[512];
-    int n = snprintf(path, sizeof path, patterns[i], stem);
+    int n = snprintf(path, sizeof path, pattern[i], stem);
     if (n < 0 || (size_t)n >= sizeof path || strstr(path, "..")) continue;
     if (load_script(L, path)) {
       lua_pushstring(L, path);
@@ -256,29 +260,47 @@ static int searcher(lua_State *L) {
   return 1;
 }
 
-/* name of "scripts/<name>.lua", or NULL. */
-static const char *top_script(lua_State *L, const char *file) {
+/* Pushes the name of "<name>.lua", or pushes nothing. */
+static bool push_stem(lua_State *L, const char *file) {
   size_t n = strlen(file);
-  if (n <= 4 || strcmp(file + n - 4, ".lua") != 0 || strchr(file, '/')) return NULL;
-  return lua_pushlstring(L, file, n - 4);
+  if (n <= 4 || strcmp(file + n - 4, ".lua") != 0 || strchr(file, '/')) return false;
+  lua_pushlstring(L, file, n - 4);
+  return true;
 }
 
-void lmav_push_script_names(lua_State *L) {
+/* Pushes a list of the names of the scripts in "scripts/" or "weights-tools/", not sorted. */
+static void push_names(lua_State *L, const char *folder) {
   lua_newtable(L);
 #ifdef MAV_EMBED_SCRIPTS
+  size_t n = strlen(folder);
   for (const lmav_script *s = lmav_scripts; s->path; s++)
-    if (!strncmp(s->path, "scripts/", 8) && top_script(L, s->path + 8)) lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+    if (!strncmp(s->path, folder, n) && push_stem(L, s->path + n)) lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
 #else
-  DIR *dir = opendir(MAV_SCRIPTS_ROOT "/scripts");
-  if (!dir) return;
   char names[256][64];
+  DIR *dir = opendir(lua_pushfstring(L, "%s/%s", MAV_SCRIPTS_ROOT, folder));
+  lua_pop(L, 1);
+  if (!dir) return;
   int count = 0;
   for (struct dirent *e; count < 256 && (e = readdir(dir));)
     if (strlen(e->d_name) < sizeof names[0]) memcpy(names[count++], e->d_name, strlen(e->d_name) + 1);
   closedir(dir); /* before anything can raise */
   for (int i = 0; i < count; i++)
-    if (top_script(L, names[i])) lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+    if (push_stem(L, names[i])) lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
 #endif
+}
+
+void lmav_push_script_names(lua_State *L) { push_names(L, "scripts/"); }
+
+/*lua
+---Names of the library's scripts `mav.<name>`, or with "weights_tools" of `mav.weights_tools.<name>`; in no order.
+---@param group? "weights_tools"
+---@return string[]
+function mav.scripts(group) end
+*/
+static int scripts(lua_State *L) {
+  static const char *const groups[] = {"", TOOLS, NULL}, *const folders[] = {"scripts/", "weights-tools/"};
+  push_names(L, folders[luaL_checkoption(L, 1, "", groups)]);
+  return 1;
 }
 
 static void add_searcher(lua_State *L) {
@@ -306,7 +328,7 @@ static int show(lua_State *L) {
 
 int luaopen_mav(lua_State *L) {
   luaL_checkversion(L);
-  static const luaL_Reg functions[] = {{"now", now}, {"show", show}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"now", now}, {"scripts", scripts}, {"show", show}, {NULL, NULL}};
   bool first = lmav_open_gc(L);
   luaL_newlib(L, functions);
   lua_pushliteral(L, MAV_VERSION);

@@ -60,9 +60,7 @@ static int pack_new(lua_State *L) {
   return 1;
 }
 
-static mav_pack *check_pack(lua_State *L) {
-  return lmav_check(L, 1, LMAV_PACK)->p;
-}
+static mav_pack *check_pack(lua_State *L) { return lmav_check(L, 1, LMAV_PACK)->p; }
 
 /*lua
 ---@return string[] names in the order of the file; a new table
@@ -440,9 +438,7 @@ static int writer_new(lua_State *L) {
   return lmav_result(L, err, &diag, 1);
 }
 
-static mav_pack_writer *check_writer(lua_State *L) {
-  return lmav_check(L, 1, LMAV_PACK_WRITER)->p;
-}
+static mav_pack_writer *check_writer(lua_State *L) { return lmav_check(L, 1, LMAV_PACK_WRITER)->p; }
 
 /*lua
 ---What put wants next.

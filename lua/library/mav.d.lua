@@ -15,6 +15,11 @@ mav = {}
 ---@return number
 function mav.now() end
 
+---Names of the library's scripts `mav.<name>`, or with "weights_tools" of `mav.weights_tools.<name>`; in no order.
+---@param group? "weights_tools"
+---@return string[]
+function mav.scripts(group) end
+
 ---Prints a tensor's values, as NumPy does. precision: digits (4); above threshold elements (1000) only `edge` (3) at each end of a
 ---dimension are shown; width: of a line (100); write: what takes the text (io.write).
 ---@param t mav.Tensor

@@ -2,7 +2,10 @@
 --
 -- A command is a module `mav.<name>` (scripts/<name>.lua, or one on the user's own path) that returns
 -- {summary = "one line", run = function(arg) ... return exit_status end}. `arg` is as in a script: arg[0] is "mav <name>".
--- Owns no state. Called by lua/mav.c, which passes the names of the scripts and a function that guesses what was meant.
+-- A group is a command with commands of its own: host.group.
+-- Called by lua/mav.c, which passes the names of the scripts and a function that guesses what was meant; it stays in host.hint.
+local mav = require "mav"
+
 local host = {}
 
 local options = [[
@@ -41,18 +44,18 @@ local function find(word)
   return nil
 end
 
---- All commands among the scripts: a sorted list of {name, summary}.
-local function list(names)
+--- All commands among the scripts: a sorted list of {name, summary}. prefix: of their modules ("weights_tools.").
+local function list(names, prefix)
   local commands = {}
   for _, name in ipairs(names) do
-    local ok, command = pcall(find, name)
+    local ok, command = pcall(find, (prefix or "") .. name)
     if not ok then
       commands[#commands + 1] = { (name:gsub("_", "-")), "(broken: " .. tostring(command):match("[^\n]*") .. ")" }
     elseif command then
       commands[#commands + 1] = { (name:gsub("_", "-")), command.summary }
     end
   end
-  commands[#commands + 1] = { "help", "says more about a command: mav help NAME" }
+  if not prefix then commands[#commands + 1] = { "help", "says more about a command: mav help NAME" } end
   table.sort(commands, function(a, b) return a[1] < b[1] end)
   return commands
 end
@@ -99,10 +102,23 @@ local function run(word, command, args)
   return status
 end
 
-local function unknown(word, names, hint)
-  local known = {}
-  for i, command in ipairs(list(names)) do known[i] = command[1] end
-  return ("no command and no file '%s' (%s)"):format(word, hint(word, known))
+local function names_of(commands)
+  local names = {}
+  for i, command in ipairs(commands) do names[i] = command[1] end
+  return names
+end
+
+local function unknown(word, names)
+  return ("no command and no file '%s' (%s)"):format(word, host.hint(word, names_of(list(names))))
+end
+
+--- Until lua/mav.c has passed its own.
+function host.hint(_, known) return "valid: " .. table.concat(known, ", ") end
+
+local function write_list(commands)
+  local width = 0
+  for _, command in ipairs(commands) do width = math.max(width, #command[1]) end
+  for _, command in ipairs(commands) do io.write(("  %-" .. width .. "s   %s\n"):format(command[1], command[2])) end
 end
 
 local function is_file(path)
@@ -113,6 +129,7 @@ end
 
 --- Runs `mav word args...`: returns its exit status, or nil when word is no command but a file.
 function host.command(word, args, names, hint)
+  host.hint = hint
   if word == "help" and not is_file(word) then
     if not args[1] then
       host.help(names)
@@ -123,10 +140,12 @@ function host.command(word, args, names, hint)
       fail("help", describe(command))
       return 1
     elseif not command then
-      fail("help", unknown(args[1], names, hint))
+      fail("help", unknown(args[1], names))
       return 1
     end
-    return run(args[1], command, { "--help" })
+    local word_of = table.remove(args, 1)
+    args[#args + 1] = "--help"
+    return run(word_of, command, args)
   end
   local ok, command = xpcall(find, function(e) return describe(e) end, word)
   if not ok then
@@ -137,16 +156,42 @@ function host.command(word, args, names, hint)
   elseif is_file(word) then
     return nil
   end
-  io.stderr:write("mav: ", unknown(word, names, hint), "\n")
+  io.stderr:write("mav: ", unknown(word, names), "\n")
   return 1
+end
+
+--- A command that runs those of a group of scripts, the modules mav.<group>.<name>: mav WORD NAME args...
+---@param word string   its own name
+---@param group string   as of mav.scripts
+---@param summary string   one line
+---@return table command
+function host.group(word, group, summary)
+  local prefix = group .. "."
+  local function run_one(args)
+    local name = table.remove(args, 1)
+    if name == "help" then
+      name = table.remove(args, 1)
+      args[#args + 1] = "--help"
+    end
+    if not name or name == "--help" or name == "-h" then
+      io.write("usage: mav ", word, " NAME [args]\n\n", summary, "\n\ncommands (mav ", word, " NAME --help says more):\n")
+      write_list(list(mav.scripts(group), prefix))
+      return name and 0 or 1
+    end
+    local command = not name:find "[^%w_-]" and find(prefix .. name)
+    if not command then
+      local known = names_of(list(mav.scripts(group), prefix))
+      error(("no command '%s' (%s)"):format(name, host.hint(name, known)), 0)
+    end
+    return run(word .. " " .. name, command, args)
+  end
+  return { summary = summary, run = run_one }
 end
 
 --- Prints the interpreter's options and the commands.
 function host.help(names)
-  local commands, width = list(names), 0
-  for _, command in ipairs(commands) do width = math.max(width, #command[1]) end
   io.write(options, "\ncommands:\n")
-  for _, command in ipairs(commands) do io.write(("  %-" .. width .. "s   %s\n"):format(command[1], command[2])) end
+  write_list(list(names))
 end
 
 return host

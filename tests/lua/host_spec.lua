@@ -157,6 +157,30 @@ describe("host", function()
     end)
   end)
 
+  it("runs the commands of a group", function()
+    assert(os.execute("mkdir -p " .. dir.path .. "/mav/weights_tools"))
+    local environment = "LUA_PATH='" .. dir.path .. "/?.lua;;'"
+    file("mav/weights_tools/try_out.lua", [[
+      return { summary = "tries things", run = function(arg)
+        if arg[1] == "fail" then error("went wrong", 0) end
+        print(arg[0], #arg, arg[1])
+        return 3
+      end }
+    ]])
+    is("mav weights try-out\t2\ta\n", 3, "weights try-out a b", environment)
+    is("mav weights try-out\t1\t--help\n", 3, "weights help try-out", environment)
+    is("mav weights try-out\t1\t--help\n", 3, "help weights try-out", environment)
+    is("mav weights try-out: went wrong\n", 1, "weights try-out fail", environment)
+    has("mav weights: no command 'nothing'", 1, "weights nothing")
+    has("mav weights: no command 'convert.x'", 1, "weights convert.x")
+    local out, code = run "weights --help"
+    assert.equal(0, code)
+    assert.truthy(out:find("usage: mav weights NAME", 1, true))
+    assert.falsy(out:find("broken", 1, true))
+    assert.equal(out, (run "help weights"))
+    has("usage: mav weights NAME", 1, "weights")
+  end)
+
   it("is quiet about a closed pipe", function()
     local out = support.run(host .. " -e 'for i = 1, 1e5 do print(i) end' | head -1")
     assert.equal("1\n", out)

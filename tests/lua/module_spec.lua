@@ -30,11 +30,27 @@ describe("the module", function()
     assert.equal(0, code)
   end)
 
+  it("names its scripts", function()
+    local function has(list, name)
+      for _, n in ipairs(list) do
+        if n == name then return true end
+      end
+      return false
+    end
+    assert.is_true(has(mav.scripts(), "tokenize"))
+    assert.is_false(has(mav.scripts(), "cli")) -- a folder
+    assert.is_false(has(mav.scripts "weights_tools", "tokenize"))
+    raises("invalid option 'nothing'", mav.scripts, "nothing")
+  end)
+
   it("finds its Lua half, after the user's own path", function()
     assert.is_function(require("mav.show").text)
     local ok, err = pcall(require, "mav.no.such.module")
     assert.is_false(ok)
     assert.truthy(err:find("no script 'scripts/no/such/module.lua'", 1, true))
+    ok, err = pcall(require, "mav.weights_tools.no_tool")
+    assert.is_false(ok)
+    assert.truthy(err:find("no script 'weights-tools/no_tool.lua'", 1, true))
     local dir <close> = support.directory()
     assert(os.execute("mkdir " .. dir.path .. "/mav"))
     support.write(dir.path .. "/mav/show.lua", "return 'mine'")
