@@ -7,7 +7,7 @@
 #include "lmav.h"
 
 /* A number of tokens or heads for every layer, from a list or from one number; NULL: the key is absent. Stays on the stack. */
-static int32_t *per_layer(lua_State *L, const char *key, int layers, lua_Integer least) {
+static int32_t *per_layer(lua_State *L, const char *key, int layers, lua_Integer least, lua_Integer most, bool even) {
   int type = lua_getfield(L, 1, key), source = lua_gettop(L);
   if (type == LUA_TNIL) return NULL;
   if (type != LUA_TTABLE && type != LUA_TNUMBER) lmav_key_error(L, 1, key, "list or number expected, got %s", luaL_typename(L, -1));
@@ -19,7 +19,8 @@ static int32_t *per_layer(lua_State *L, const char *key, int layers, lua_Integer
     else lua_pushvalue(L, source);
     int exact;
     lua_Integer n = lua_tointegerx(L, -1, &exact);
-    if (!exact || n < least || n > INT32_MAX) lmav_key_error(L, 1, key, "layer %d: an integer from %d on expected", i + 1, (int)least);
+    if (!exact || n < least || n > most || (even && n % 2))
+      lmav_key_error(L, 1, key, "layer %d: an %s from %d to %d expected", i + 1, even ? "even number" : "integer", (int)least, (int)most);
     list[i] = (int32_t)n;
     lua_pop(L, 1);
   }
@@ -91,11 +92,11 @@ static int kv_new(lua_State *L) {
   o.sequences = (int)lmav_opt_integer(L, 1, "sequences", 0, INT_MAX, 0);
   o.page = (int)lmav_opt_integer(L, 1, "page", 0, 1 << 20, 0);
   o.context_max = lmav_opt_integer(L, 1, "context_max", 0, (lua_Integer)1 << 48, 0);
-  o.chunk = per_layer(L, "chunk", o.layers, 0);
-  o.layer_kv_heads = per_layer(L, "kv_heads", o.layers, 1);
+  o.chunk = per_layer(L, "chunk", o.layers, 0, INT32_MAX, false);
+  o.layer_kv_heads = per_layer(L, "kv_heads", o.layers, 1, 4096, false);
   o.k_scale = scales(L, "k_scale", o.layers);
   o.v_scale = scales(L, "v_scale", o.layers);
-  o.layer_head_dim = per_layer(L, "head_dim", o.layers, 1);
+  o.layer_head_dim = per_layer(L, "head_dim", o.layers, 2, 1024, true);
   mav_runtime *rt = lmav_push_runtime(L, 1);
   lmav_object *u = lmav_new(L, LMAV_KV);
   lmav_drain(u->state);

@@ -63,8 +63,17 @@ static int done(lua_State *L, lmav_object *u, mav_err err) {
 function Spec:begin(seq, id) end
 */
 static int spec_begin(lua_State *L) {
-  lmav_object *u = check_spec(L);
-  return done(L, u, mav_spec_begin(u->p, lmav_check(L, 2, LMAV_SEQUENCE)->number, (int32_t)luaL_checkinteger(L, 3)));
+  lmav_object *u = check_spec(L), *seq = lmav_check(L, 2, LMAV_SEQUENCE);
+  lua_Integer id = luaL_checkinteger(L, 3);
+  luaL_argcheck(L, seq->p == mav_spec_kv(u->p), 2, "a sequence of another cache");
+  luaL_argcheck(L, id >= 0 && id <= INT32_MAX, 3, "a token id expected");
+  return done(L, u, mav_spec_begin(u->p, seq->number, (int32_t)id));
+}
+
+static int check_depth(lua_State *L, const lmav_object *u) {
+  lua_Integer depth = luaL_checkinteger(L, 2);
+  luaL_argcheck(L, depth >= 0 && depth <= mav_spec_depth(u->p), 2, "there is no such level");
+  return (int)depth;
 }
 
 /*lua
@@ -75,9 +84,7 @@ function Spec:size(depth) end
 */
 static int spec_size(lua_State *L) {
   lmav_object *u = check_spec(L);
-  lua_Integer depth = luaL_checkinteger(L, 2);
-  luaL_argcheck(L, depth >= 0 && depth <= mav_spec_depth(u->p), 2, "there is no such level");
-  lua_pushinteger(L, mav_spec_size(u->p, (int)depth));
+  lua_pushinteger(L, mav_spec_size(u->p, check_depth(L, u)));
   return 1;
 }
 
@@ -89,11 +96,10 @@ function Spec:draft(depth, ids) end
 */
 static int spec_draft(lua_State *L) {
   lmav_object *u = check_spec(L);
-  lua_Integer depth = luaL_checkinteger(L, 2);
+  const int depth = check_depth(L, u);
   luaL_checktype(L, 3, LUA_TTABLE);
   int32_t ids[MAV_SPEC_ROWS_MAX];
-  luaL_argcheck(L, depth >= 0 && depth <= mav_spec_depth(u->p), 2, "there is no such level");
-  const int64_t count = mav_spec_size(u->p, (int)depth) - 1;
+  const int64_t count = mav_spec_size(u->p, depth) - 1;
   for (int64_t i = 0; i < count; i++) {
     int exact;
     lua_rawgeti(L, 3, i + 1);
@@ -103,7 +109,7 @@ static int spec_draft(lua_State *L) {
     ids[i] = (int32_t)id;
     lua_pop(L, 1);
   }
-  return done(L, u, mav_spec_draft(u->p, (int)depth, ids));
+  return done(L, u, mav_spec_draft(u->p, depth, ids));
 }
 
 /*lua
@@ -113,7 +119,7 @@ function Spec:drafted(depth) end
 */
 static int spec_drafted(lua_State *L) {
   lmav_object *u = check_spec(L);
-  return done(L, u, mav_spec_drafted(u->p, (int)luaL_checkinteger(L, 2)));
+  return done(L, u, mav_spec_drafted(u->p, check_depth(L, u)));
 }
 
 /*lua
@@ -208,23 +214,42 @@ static int spec_tostring(lua_State *L) {
 /* ---- the guard ---------------------------------------------------------------------------------------------------------- */
 
 #define GUARD_INSTRUCTIONS 10000 /* between looks at the clock */
+#define GUARD_SECONDS_MAX 1e9    /* about 30 years */
 
-/* Address in the registry: the time when the guarded call must be over. */
-static const char guard_key = 0;
+/* Addresses in the registry: the time when the guarded call must be over, INT64_MAX while there is none; what stopped it. */
+static const char guard_key = 0, guard_text = 0;
+
+static int64_t guard_set(lua_State *L, int64_t until) { /* returns the one before */
+  int64_t before = lua_rawgetp(L, LUA_REGISTRYINDEX, &guard_key) == LUA_TNUMBER ? (int64_t)lua_tointeger(L, -1) : INT64_MAX;
+  lua_pop(L, 1);
+  lua_pushinteger(L, until);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &guard_key);
+  return before;
+}
 
 static void guard_hook(lua_State *L, lua_Debug *ar) {
-  (void)ar;
   lua_rawgetp(L, LUA_REGISTRYINDEX, &guard_key);
-  const bool late = mav_now_ns() > (int64_t)lua_tointeger(L, -1);
+  const int64_t until = (int64_t)lua_tointeger(L, -1);
   lua_pop(L, 1);
-  if (!late) return;
-  lua_sethook(L, guard_hook, LUA_MASKCOUNT, 1); /* a pcall that swallows the error gets it again at once */
-  luaL_error(L, "the function ran longer than it may");
+  if (until == INT64_MAX) { /* a coroutine that a guarded function made and left */
+    lua_sethook(L, NULL, 0, 0);
+    return;
+  }
+  if (mav_now_ns() <= until) return;
+  if (lua_gethookcount(L) != 1) {
+    lua_sethook(L, guard_hook, LUA_MASKCOUNT, 1); /* a pcall that swallows the error gets it again at once */
+    lua_getinfo(L, "Sl", ar);
+    lua_pushfstring(L, "%s:%d: stopped: the function ran longer than it may", ar->short_src, ar->currentline);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &guard_text);
+  }
+  lua_pushliteral(L, "not enough memory"); /* the one error that calls no message handler: one that loops would run without hooks */
+  lua_error(L);
 }
 
 /*lua
 ---Calls fn(...) and stops it with an error when it runs longer than `seconds`: for functions of others in a loop of one's own. The
----clock is looked at every 10,000 instructions; a long C function is not interrupted. One level: a guard in a guard keeps the outer's time.
+---clock is looked at every 10,000 instructions; a long C function is not interrupted, nor a finalizer, nor a coroutine that was made
+---outside. One level: a guard in a guard keeps the outer's time.
 ---@param seconds number
 ---@param fn function
 ---@param ... any
@@ -233,17 +258,27 @@ function mav.guard(seconds, fn, ...) end
 */
 static int guard(lua_State *L) {
   lua_Number seconds = luaL_checknumber(L, 1);
+  luaL_argcheck(L, seconds >= 0, 1, "a time in seconds expected");
+  if (seconds > GUARD_SECONDS_MAX) seconds = GUARD_SECONDS_MAX;
   luaL_checkany(L, 2);
   lua_Hook hook = lua_gethook(L);
   if (hook) { /* a debugger, an interrupt or an outer guard: leave it */
     lua_call(L, lua_gettop(L) - 2, LUA_MULTRET);
     return lua_gettop(L) - 1;
   }
-  lua_pushinteger(L, mav_now_ns() + (int64_t)(seconds * 1e9));
-  lua_rawsetp(L, LUA_REGISTRYINDEX, &guard_key);
+  const int64_t until = mav_now_ns() + (int64_t)(seconds * 1e9), outer = guard_set(L, until); /* of a guard around another coroutine */
+  if (outer < until) guard_set(L, outer);
   lua_sethook(L, guard_hook, LUA_MASKCOUNT, GUARD_INSTRUCTIONS);
   int status = lua_pcall(L, lua_gettop(L) - 2, LUA_MULTRET, 0);
   if (lua_gethook(L) == guard_hook) lua_sethook(L, NULL, 0, 0);
+  luaL_checkstack(L, 2, NULL);
+  guard_set(L, outer);
+  const bool stopped = lua_rawgetp(L, LUA_REGISTRYINDEX, &guard_text) == LUA_TSTRING;
+  if (stopped) {
+    lua_pushnil(L);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &guard_text);
+  }
+  if (!stopped || status != LUA_ERRMEM) lua_pop(L, 1);
   if (status) return lua_error(L);
   return lua_gettop(L) - 1;
 }
