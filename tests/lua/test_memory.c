@@ -67,11 +67,41 @@ static const struct {
      "pcall(op.neg, {}) pcall(op.neg, {x = 1, z = 2}) pcall(op.add, {a = mav.zeros{2}, b = mav.zeros{3}}) pcall(function() return op.ad "
      "end)"},
     {"ops", "mav.ops()"},
-    {"rows", "local r = mav.rows(2) r:set(1, 5, 0, 0) r:set(2, 6, 0, 1, 1) local _ = r.ids:totable(), #r, tostring(r)"},
+    {"rows",
+     "local r = mav.rows(2) r:set(1, 5, 0, 0) r:set(2, 6, 0, 1, 1) local _ = r.ids:totable(), #r, tostring(r) "
+     "local p <close> = r:slice(2, 2) _ = p.ids:totable(), #p:slice(1, 1)"},
     {"kv",
      "local kv = assert(mav.kv{layers = 2, kv_heads = 1, head_dim = 4, tokens = 64, sequences = 2, dtype = 'f32', chunk = {0, 32}}) "
      "kv:layer(2) local s = assert(kv:sequence{key = 3}) assert(s:reserve(33)) assert(s:commit(33)) local f <close> = assert(s:fork()) "
      "assert(f:reserve(1)) assert(s:truncate(32)) local _ = kv.pages_free, tostring(kv), tostring(s), s.floor s:close()"},
+    {"kv lists", "assert(mav.kv{layers = 2, kv_heads = {1, 2}, head_dim = {4, 2}, tokens = 32, chunk = 32, sequences = 1}):layer(1)"},
+    {"spec",
+     "local kv = assert(mav.kv{layers = 1, kv_heads = 1, head_dim = 2, tokens = 64, sequences = 2, dtype = 'f32'}) local seq = assert(kv:sequence()) "
+     "local s <close> = mav.spec{kv = kv, widths = {2, 1}} local ids, t = {}, mav.zeros{9, 2} "
+     "local function graph(d) return mav.graph({rows = s.tree:slice(1, s:size(d))}, function(r) return op.embed{rows = r, table = t} end) end "
+     "local one, all = graph(0), graph(2) local accepted = mav.tensor({0, 1, -1, 2, -1}, {dtype = 'i32'}) "
+     "local choice = mav.tensor({1, 2, 3, 4, 5}, {dtype = 'i32'}) "
+     "s:begin(seq, 1) s:draft(2, {1, 2, 3, 4}) s:verify(all) assert(s:commit(accepted, choice, false, ids, 0) == 3) s:check() "
+     "s:drafted(0) s:verify(one) s:commit(nil, choice, false, ids, 3) assert(#seq == 4 and #ids == 4) "
+     "local _ = s.state, s.depth, s:stats(), tostring(s)"},
+    {"spec with ops",
+     "local kv = assert(mav.kv{layers = 1, kv_heads = 1, head_dim = 2, tokens = 64, sequences = 1, dtype = 'f32'}) local seq = assert(kv:sequence()) "
+     "local s = mav.spec{kv = kv, widths = {2}} local tree, t = s.tree, mav.zeros{9, 2} "
+     "local g = mav.graph({rows = tree}, function(r) local x = op.embed{rows = r, table = t} "
+     "op.norm_qkv{x = x, norm = mav.tensor{1, 1}, w = mav.zeros{6, 2}, rows = r, kv = kv:layer(1)} "
+     "local choice = op.argmax{x = op.matmul{x = x, w = t}} local accepted = op.accept{rows = r, choice = choice} "
+     "op.kv_move{rows = r, accepted = accepted, kv = kv:layer(1)} "
+     "op.rows_advance{rows = r, accepted = accepted, choice = choice, next = tree, vocab = 9} "
+     "op.rows_put{ids = op.argmax{x = mav.zeros{2, 9}}, next = tree:slice(2, 3), vocab = 9} return accepted, choice end) "
+     "s:begin(seq, 1) s:draft(1, {2, 0}) s:verify(g) assert(s:commit(g[1], g[2], true, {}, 0) == 2) s:check() s:drafted(1) s:verify(g)"},
+    {"spec errors",
+     "local kv = assert(mav.kv{layers = 1, kv_heads = 1, head_dim = 2, tokens = 32, sequences = 1}) local s = mav.spec{kv = kv, widths = {1}} "
+     "pcall(mav.spec, {kv = kv, widths = {0}}) pcall(mav.spec, {kv = kv, widths = {9, 9}}) pcall(s.draft, s, 1, {}) pcall(s.draft, s, 1, {-1}) "
+     "pcall(s.drafted, s, 0) pcall(s.begin, s, kv, 1) pcall(s.commit, s, nil, mav.zeros{1}, false, {}, 0)"},
+    {"guard",
+     "assert(select('#', mav.guard(9, function(...) return ... end, 1, 2, 3)) == 3) pcall(mav.guard, 9, error, {}) "
+     "pcall(mav.guard, 0, function() for _ = 1, 30000 do end end) pcall(mav.guard, 9, mav.guard, 9, mav.zeros, {2}) "
+     "assert(not debug.gethook())"},
     {"graph",
      "local x = mav.tensor{1, 2} local g = mav.graph({rows = 2}, function(rows) local y = mav.keep(x * 2) return op.embed{rows = rows, "
      "table = mav.zeros{3, 2}}, y + 1 end) g.rows:set(1, 0, 0, 0) g.rows:set(2, 1, 0, 1) g:launch():wait() g:stats() g:profile() "
