@@ -20,7 +20,7 @@ local source = require "mav.weights_tools.source"
 local convert = {}
 
 local OPTIONS = { dtype = true, ranks = true, recipe = true, compress = true, fresh = true, verify = true, progress = true, activations = true,
-  chunk_bytes = true, sync_bytes = true }
+  chunk_bytes = true, sync_bytes = true, errors = true }
 local STATE = "/conversion.part.json" -- beside unfinished packs: what was measured, and of which source
 
 -- ---- what is to be done --------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ end
 local function prepare(src, options)
   local r = recipe.read(options.recipe)
   local p = plan.read(src, { names = r and r.value.names, compress = options.compress == "lz4" })
-  p.dtype, p.ranks = options.dtype or "keep", options.ranks or 1
+  p.dtype, p.ranks, p.all_errors = options.dtype or "keep", options.ranks or 1, options.errors == "all"
   default(p)
   if options.activations then require("mav.weights_tools.activations").apply(p, options.activations) end
   if r then recipe.apply(r, p) end
@@ -82,11 +82,9 @@ local function estimate(p)
     t1 = mav.now()
     share = t:count()
     error(STOP)
-  end, largest.dtype == "f8" and errors.new() or nil)
+  end, largest.dtype == "f8" and errors.new(slices.elements(largest)) or nil)
   if not ok and err ~= STOP then error(err, 0) end
-  local n = 1
-  for _, size in ipairs(largest.shape) do n = n * size end
-  return (t1 - t0) * (n / share) * source_bytes(p) / slices.bytes(largest), largest.name
+  return (t1 - t0) * (slices.elements(largest) / share) * source_bytes(p) / slices.bytes(largest), largest.name
 end
 
 --- What a conversion would do, as a table: tensors, packs, bytes, seconds. Nothing is written.
@@ -127,7 +125,8 @@ end
 local function convert_entry(p, entry, s, measured, save, progress)
   local wants_scale = entry.scale_item and s:needs(entry.scale_item)
   if not s:needs(entry.item) and not wants_scale then return end
-  local stats = entry.dtype == "f8" and not slices.keeps_codes(entry) and not measured[entry.name] and errors.new() or nil
+  local stats = entry.dtype == "f8" and not slices.keeps_codes(entry) and not measured[entry.name]
+    and errors.new(slices.elements(entry), p.all_errors) or nil
   local count, rows = slices.rows(entry), 0
   local scale = slices.run(entry, p.files, function(group, first, t)
     s:rows(entry.item, group, first, t)
@@ -200,6 +199,7 @@ end
 ---   options.fresh      starts over, replaces what is there
 ---   options.verify     reads all packs again at the end
 ---   options.progress   function(bytes done, bytes in all, what)
+---   options.errors     "all": measures every element of large weights too, not one in eight
 ---   options.activations   a file of `mav weights calibrate`
 ---@param src string
 ---@param out string
@@ -226,13 +226,14 @@ local function options_parser()
   p:option("--dtype", "fp8: linear layers, with a scale per output channel; bf16, f32; keep: as stored (default)"):argname("TYPE")
     :convert(cli.choice("keep", "fp8", "bf16", "f32")):default("keep")
   p:option("--ranks", "tensor-parallel packs (default: 1)"):argname("R"):convert(cli.integer(1, 1024)):default("1")
-  p:option("--recipe", "a Lua file that changes the plan: docs/weights.md"):argname("FILE.lua")
+  p:option("--recipe", "a Lua file that changes the plan, as examples/09_convert.lua does"):argname("FILE.lua")
   p:option("--compress", "lz4: chunks that become a tenth smaller (default: none)"):argname("HOW"):convert(cli.choice("none", "lz4"))
     :default("none")
   p:option("--activations", "static scales of activations, from mav weights calibrate"):argname("FILE.json")
   p:flag("--plan", "say what would be done, and write nothing")
   p:flag("--fresh", "start over, and replace what is there")
   p:flag("--verify", "read all packs again at the end")
+  p:option("--errors", "all: measure every element of large weights, not one in eight"):argname("all"):convert(cli.choice("all"))
   p:option("--report", "write the error of every quantized tensor"):argname("FILE.json")
   p:option("--svg", "draw it"):argname("FILE.svg")
   p:flag("--json", "print the result as JSON")
@@ -243,7 +244,7 @@ end
 local function run(arg)
   local args = cli.parse(options_parser(), arg)
   local options = { dtype = args.dtype, ranks = args.ranks, recipe = args.recipe, compress = args.compress, fresh = args.fresh,
-    verify = args.verify, activations = args.activations, sync_bytes = args.sync and args.sync << 20 }
+    verify = args.verify, errors = args.errors, activations = args.activations, sync_bytes = args.sync and args.sync << 20 }
   if args.plan then
     local report, err = convert.plan(args.source, options)
     if not report then cli.fail("%s", tostring(err)) end

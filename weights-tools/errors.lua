@@ -3,6 +3,7 @@
 ---   max_abs    largest |x - y|
 ---   relative   sqrt(sum (x - y)^2 / sum x^2)
 ---   sqnr_db    10 log10(sum x^2 / sum (x - y)^2)
+---   measured   share of the elements that was looked at; all of them unless the weight is large
 local fault = require "mav.maverick.fault"
 local mav = require "mav"
 local op = mav.op
@@ -10,41 +11,71 @@ local op = mav.op
 local errors = {}
 
 local PIECE = 128 << 10 -- elements that stay in the cache over the passes below
+local WHOLE = 16 << 20 -- larger tensors are measured in part: one piece of EVERY
+local EVERY = 8
 
 local Stats = {}
 Stats.__index = Stats
 
-function errors.new() return setmetatable({ max_abs = 0.0, noise = 0.0, signal = 0.0, count = 0 }, Stats) end
+--- For a weight of so many elements. all: measures every one of them.
+function errors.new(elements, all)
+  return setmetatable({ max_abs = 0.0, noise = 0.0, signal = 0.0, seen = 0, count = 0, pieces = 0,
+    every = (all or elements <= WHOLE) and 1 or EVERY }, Stats)
+end
 
-local function dot(x)
+--- Calls an op on x as one row and takes its only number.
+local function number(f, x)
   local flat = x:reshape { 1, x:count() }
-  return op.matmul { x = flat, w = flat }:get(1, 1)
+  local t = f(flat)
+  local value = t:get(1, 1)
+  t:close()
+  flat:close()
+  return value
+end
+
+local function dot(x) return op.matmul { x = x, w = x } end
+local function sum(x) return op.sum { x = x } end
+local function max(x) return op.max { x = x } end
+local function min(x) return op.min { x = x } end
+
+--- The error of a piece: a, y, d are its work space.
+local function measure(self, a, y, d, codes, scale)
+  local rows = scale:reshape { #scale, 1 }
+  op.cast { x = codes, dtype = "f32", out = y }
+  op.mul { a = y, b = rows, out = d }
+  op.sub { a = a, b = d, out = d }
+  self.signal, self.noise = self.signal + number(dot, a), self.noise + number(dot, d)
+  self.max_abs = math.max(self.max_abs, number(max, d), -number(min, d))
+  self.seen = self.seen + d:count()
+  rows:close()
 end
 
 --- A block x (n, K), its codes and their scales (n). Raises where x is not finite: no code stands for that.
 function Stats:add(x, codes, scale, name)
   local n, K = table.unpack(x.shape)
   local rows = math.max(1, PIECE // K)
+  if not self.work then
+    self.work = {}
+    for i = 1, 3 do self.work[i] = mav.zeros { dtype = "f32", rows, K } end
+  end
   for first = 1, n, rows do
     local last = math.min(n, first + rows - 1)
-    local a = op.cast { x = x:slice(1, first, last), dtype = "f32" }
-    local y = op.cast { x = codes:slice(1, first, last), dtype = "f32" }
-    local z = op.mul { a = y, b = scale:slice(1, first, last):reshape { last - first + 1, 1 } }
-    local d = op.sub { a = a, b = z }
-    local signal, noise = dot(a), dot(d)
-    if signal ~= signal or signal == math.huge or noise ~= noise then
-      fault.raise("RANGE", name, "rows %d to %d hold a value that is infinite or not a number; FP8 has no code for it", first - 1, last - 1)
+    local views = { x:slice(1, first, last), codes:slice(1, first, last), scale:slice(1, first, last) }
+    for i = 1, 3 do views[3 + i] = self.work[i]:slice(1, 1, last - first + 1) end
+    local a = op.cast { x = views[1], dtype = "f32", out = views[4] }
+    local total = number(sum, a)
+    if total ~= total or math.abs(total) == math.huge then
+      fault.raise("RANGE", name, "a value in rows %d to %d is infinite or not a number; FP8 has no code for it", first - 1, last - 1)
     end
-    local flat = d:reshape { 1, d:count() }
-    self.max_abs = math.max(self.max_abs, op.max { x = flat }:get(1, 1), -op.min { x = flat }:get(1, 1))
-    self.signal, self.noise, self.count = self.signal + signal, self.noise + noise, self.count + d:count()
-    for _, t in ipairs { a, y, z, d } do t:close() end
+    if self.pieces % self.every == 0 then measure(self, a, views[5], views[6], views[2], views[3]) end
+    self.pieces, self.count = self.pieces + 1, self.count + (last - first + 1) * K
+    for _, t in ipairs(views) do t:close() end
   end
 end
 
 --- The numbers as a table.
 function Stats:result(name, dtype)
-  return { name = name, from = dtype, max_abs = self.max_abs, relative = self.signal > 0 and math.sqrt(self.noise / self.signal) or 0.0,
+  return { name = name, from = dtype, measured = self.seen / math.max(self.count, 1), max_abs = self.max_abs, relative = self.signal > 0 and math.sqrt(self.noise / self.signal) or 0.0,
     sqnr_db = self.noise > 0 and self.signal > 0 and 10 * math.log(self.signal / self.noise, 10) or mav.json.null }
 end
 

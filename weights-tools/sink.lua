@@ -86,7 +86,7 @@ end
 
 --- Opens a writer for every rank. options: fresh, chunk_bytes, sync_bytes, progress(done, total) while what is there is read again.
 function sink.open(dir, items, meta, ranks, options)
-  local self = setmetatable({ items = items, ranks = ranks, parts = {}, layouts = options.layouts ~= false, written = 0 }, Sink)
+  local self = setmetatable({ items = items, ranks = ranks, parts = {}, written = 0, work = {} }, Sink)
   local tensors = sink.tensors(items, ranks, dir)
   for rank = 0, ranks - 1 do
     local path = sink.path(dir, rank, ranks)
@@ -124,6 +124,17 @@ local function put(self, part, i, at, t, from, bytes)
   part.next, part.begin = part.writer:next()
 end
 
+--- Columns [from, to) of t in one piece, in memory that is used again.
+local function columns(self, t, from, to)
+  local n, key = #t, t.dtype .. (to - from)
+  local work = self.work[key]
+  if not work or #work < n then
+    self.work = { [key] = mav.zeros { dtype = t.dtype, n, to - from } }
+    work = self.work[key]
+  end
+  return work:slice(1, 1, n):copy_from(t:slice(2, from + 1, to))
+end
+
 --- Rows [first, first + n) of a group (from 1; rows from 0): t (n, K) in rows, contiguous. K and its dtype may be bytes instead.
 function Sink:rows(i, group, first, t)
   local item = self.items[i]
@@ -133,8 +144,7 @@ function Sink:rows(i, group, first, t)
   for _, part in ipairs(self.parts) do
     if part.next <= i then
       local from, to = shard.columns(item.cut, K, part.rank, self.ranks)
-      local own, owned = t, from > 0 or to < K
-      if owned then own = t:slice(2, from + 1, to):contiguous() end
+      local own = (from > 0 or to < K) and columns(self, t, from, to) or t
       local line, rows = (to - from) * width, shard.shape(item.cut, item.shape, self.ranks, item.is_scale)
       local own_rows = select(2, shard.geometry(rows, item.is_scale))
       for _, range in ipairs(shard.rows(item.cut, N, part.rank, self.ranks)) do
@@ -150,7 +160,6 @@ function Sink:rows(i, group, first, t)
           end
         end
       end
-      if owned then own:close() end
     end
   end
 end

@@ -106,17 +106,36 @@ local function merge(entry, x, at)
   return y:to("f32"):contiguous()
 end
 
+--- Memory that the blocks of an entry share: buffers by name, for at most `rows` rows.
+local Work = {}
+Work.__index = Work
+
+function Work:get(name, dtype, count)
+  self.buffers[name] = self.buffers[name] or mav.zeros { dtype = dtype, self.rows, self.K }
+  return self.buffers[name]:slice(1, 1, count)
+end
+
+--- The block in one piece; itself where it is in one.
+function Work:dense(t) return t.is_contiguous and t or self:get("dense", t.dtype, #t):copy_from(t) end
+
 --- The block as f32, or in the type of the files where that is enough. rows: scales of f8 sources.
-local function values(entry, t, rows, at)
+local function values(entry, t, rows, at, work)
   local x = t
   if rows then
-    x = op.cast { x = t:contiguous(), dtype = "f32" } * rows
+    x = work:get("wide", "f32", #t):copy_from(t)
+    op.mul { a = x, b = rows, out = x }
   elseif entry.map then
-    x = op.cast { x = t, dtype = "f32" }
+    x = work:get("wide", "f32", #t):copy_from(t)
   else
-    return t:contiguous()
+    return work:dense(t)
   end
   return entry.map and merge(entry, x, at) or x
+end
+
+local function quantize(x, work, scale)
+  local codes = work:get("codes", "f8", #x)
+  op.quantize { x = x, y = codes, scale = scale }
+  return codes
 end
 
 --- Runs over the blocks of an entry in the order of the pack: sink(group, first row, codes (n, K), scales (n) or nil). The tensors are the
@@ -128,7 +147,7 @@ function slices.run(entry, files, sink, stats)
   local stored = is_quantized(entry) and stored_scales(entry, files)
   local keeps, quantizes = slices.keeps_codes(entry), entry.dtype == "f8"
   local N = #entry.shape == 3 and entry.shape[2] or entry.shape[1]
-  local scale
+  local scale, work = nil, setmetatable({ rows = math.min(limit, N), K = K, buffers = {} }, Work)
   if quantizes and not keeps then scale = mav.zeros { dtype = "f32", (#entry.shape == 3 and entry.shape[1] or 1) * N } end
   for _, segment in ipairs(segments(entry, files)) do
     local whole = segment.open()
@@ -137,21 +156,18 @@ function slices.run(entry, files, sink, stats)
       local t, first = whole:slice(1, begin + 1, begin + count), segment.first + begin
       local row = (segment.group - 1) * N + first -- of all rows
       if keeps then
-        sink(segment.group, first, t:contiguous())
+        sink(segment.group, first, work:dense(t))
       else
         local rows = stored and stored:reshape({ stored:count() }):slice(1, row + 1, row + count):reshape { count, 1 }
         local x = values(entry, t, rows, { name = entry.name, key = entry.key, layer = entry.layer, part = segment.part.name,
-          expert = #entry.shape == 3 and segment.group or nil, first = first + 1, last = first + count })
+          expert = #entry.shape == 3 and segment.group or nil, first = first + 1, last = first + count }, work)
         if quantizes then
-          local codes = x:quantize()
-          local own = codes.scale
+          local own = scale:slice(1, row + 1, row + count)
+          local codes = quantize(x, work, own)
           if stats then stats:add(x, codes, own, segment.part.name) end
-          scale:slice(1, row + 1, row + count):copy_from(own)
           sink(segment.group, first, codes)
-          own:close()
-          codes:close()
         else
-          sink(segment.group, first, x:to(entry.dtype))
+          sink(segment.group, first, x.dtype == entry.dtype and x or work:get("cast", entry.dtype, count):copy_from(x))
         end
       end
       collectgarbage() -- tensors are small to the collector, and large
@@ -171,12 +187,15 @@ function slices.rows(entry)
   return #entry.shape == 3 and entry.shape[1] * entry.shape[2] or entry.shape[1]
 end
 
---- Bytes of the files that an entry reads.
-function slices.bytes(entry)
-  local width = { f32 = 4, bf16 = 2, f16 = 2, f8 = 1 }
+function slices.elements(entry)
   local n = 1
   for _, size in ipairs(entry.shape) do n = n * size end
-  return n * width[entry.parts[1].dtype]
+  return n
 end
+
+local WIDTH = { f32 = 4, bf16 = 2, f16 = 2, f8 = 1 }
+
+--- Bytes of the files that an entry reads.
+function slices.bytes(entry) return slices.elements(entry) * WIDTH[entry.parts[1].dtype] end
 
 return slices
