@@ -15,7 +15,8 @@ local maverick = {}
 local Model = { __name = "mav.maverick" }
 Model.__index = Model
 
-local LOAD_OPTIONS = { device = true, threads = true, isa = true, runtime = true, dtype = true, activations = true, progress = true }
+local LOAD_OPTIONS = { device = true, threads = true, isa = true, runtime = true, dtype = true, activations = true, progress = true,
+  mapped = true }
 local KV_BYTES = { f32 = 4, bf16 = 2, f8 = 1 }
 local KV_DTYPES = { f32 = "f32", bf16 = "bf16", f8 = "f8", fp8 = "f8" }
 local KV_OPTIONS = { tokens = true, dtype = true, sequences = true, context_max = true, page = true, extra = true }
@@ -30,12 +31,13 @@ local function runtime_for(options)
   return rt
 end
 
---- Loads config.json, the safetensors and tokenizer.json of `dir`.
+--- Loads config.json, the safetensors or the pack (`mav weights convert`), and tokenizer.json of `dir`.
 ---
 ---   options.device, threads, isa   as of mav.runtime; or options.runtime
 ---   options.dtype                  nil: as stored; "fp8": linear layers to e4m3 per output channel; "bf16", "f32". A quantized
 ---                                  checkpoint needs none
 ---   options.activations            "f32": do not round the activations of quantized checkpoints; nil: as the checkpoint asks
+---   options.mapped                 of packs: true: weights stay in the file (the default); false: they are copied to memory
 ---   options.progress               function(bytes done, bytes in all, tensor name)
 ---@param dir string
 ---@param options table|nil
@@ -50,7 +52,8 @@ function maverick.load(dir, options)
   if not c then return nil, err end
   rt, err = runtime_for(options)
   if not rt then return nil, err end
-  W, err = weights.load(dir, c, { runtime = rt, dtype = options.dtype, activations = options.activations, progress = options.progress })
+  W, err = weights.load(dir, c, { runtime = rt, dtype = options.dtype, activations = options.activations, progress = options.progress,
+    mapped = options.mapped })
   if not W then return nil, err end
   local model = { dir = dir, config = c, weights = W, runtime = rt, dtype = options.dtype }
   model.tokenizer, model.tokenizer_error = mav.tokenizer(dir .. "/tokenizer.json")

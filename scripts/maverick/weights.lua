@@ -13,6 +13,7 @@
 ---      (apart), for the unfused ops. So static scales stay exact.
 local mav = require "mav"
 local fault = require "mav.maverick.fault"
+local packs = require "mav.maverick.packs"
 
 local weights = {}
 
@@ -499,6 +500,12 @@ end
 
 local function load(dir, c, options)
   local rt = options.runtime
+  local pack, ranks = packs.find(dir)
+  if pack then
+    local W = fault.check(packs.load(pack, ranks, c, options))
+    add_constants(W, c, rt)
+    return W
+  end
   local files = fault.check(mav.weights(dir, { runtime = rt }))
   local prefix = files:has("language_model.model.embed_tokens.weight") and "language_model." or ""
   local plan, W = plan_model(c, files, prefix)
@@ -518,7 +525,7 @@ local function load(dir, c, options)
   return W
 end
 
---- Loads the weights that `config` (config.read) asks for.
+--- Loads the weights that `config` (config.read) asks for, from safetensors or from a pack (packs.lua).
 ---
 --- Result: embed (V, D), norm (D), head (V, D) and layers: attn_norm (D), qkv (N, D), o (D, H C), ffn_norm (D), gate (F, D),
 --- up (F, D), down (D, F); in MoE layers router (E, D), expert_gate (E, F, D), expert_up (E, F, D), expert_down (E, D, F);
@@ -527,7 +534,7 @@ end
 ---@param dir string
 ---@param c table
 ---@param options table   runtime; dtype: nil keeps the storage type; activations: "f32" rounds none; progress(bytes done, bytes in
----all, tensor name)
+---all, tensor name); mapped: of packs
 ---@return table|nil weights
 ---@return table|nil err
 function weights.load(dir, c, options) return fault.catch(load, dir, c, options) end
