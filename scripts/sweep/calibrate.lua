@@ -5,7 +5,7 @@ local costs = require "mav.sweep.costs"
 
 local calibrate = {}
 
-local TOKENS, PROMPTS = 48, 3
+local TOKENS, ROUNDS = 24, 8 -- short pieces in turns: what else the machine does happens to all depths
 
 local function push(t, key, value)
   t[key] = t[key] or {}
@@ -31,13 +31,13 @@ end
 --- lanes: mav.sweep.lanes of one drafter; prompts with ids. Returns costs as in a trace.
 function calibrate.costs(lanes, drafter, temperature, prompts, k_max)
   local verify, draft, rest, plain, t = {}, {}, {}, {}, nil
-  for p = 1, math.min(PROMPTS, #prompts) do
-    local ids = prompts[p].ids
-    if p == 1 then lanes:warm(nil, temperature, ids) end
+  for round = 1, ROUNDS do
+    local ids = prompts[(round - 1) % #prompts + 1].ids
+    if round == 1 then lanes:warm(nil, temperature, ids) end
     generate(lanes:plain(temperature), ids, function(us) plain[#plain + 1] = us end)
     for k = 0, k_max do
       local lane = { drafter = drafter, k = k }
-      if p == 1 then lanes:warm(lane, temperature, ids) end
+      if round == 1 then lanes:warm(lane, temperature, ids) end
       local s = lanes:open(lane, temperature)
       t = s.live
       generate(s, ids, function(us)
