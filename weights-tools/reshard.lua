@@ -5,102 +5,18 @@
 local cli = require "mav.cli"
 local convert = require "mav.weights_tools.convert"
 local fault = require "mav.maverick.fault"
-local layouts = require "mav.weights_tools.layouts"
 local mav = require "mav"
-local reader = require "mav.maverick.reader"
 local shard = require "mav.weights_tools.shard"
 local show = require "mav.weights_tools.show"
 local sink = require "mav.weights_tools.sink"
 local source = require "mav.weights_tools.source"
+local whole = require "mav.weights_tools.whole"
 
 local reshard = {}
 
 local OPTIONS = { ranks = true, fresh = true, verify = true, compress = true, progress = true, chunk_bytes = true, sync_bytes = true }
 local BLOCK = 16 << 20 -- bytes
 local ROWS_MULTIPLE = 16 -- layouts want whole tiles
-
---- The packs of a directory, in order of rank.
-local function open_packs(dir)
-  local first
-  for ranks = 1, 1024 do
-    if reader.exists(sink.path(dir, 0, ranks)) then
-      if first then fault.raise("FORMAT", dir, "packs of %d and of %d ranks are there; keep those of one", first, ranks) end
-      first = ranks
-    end
-  end
-  if not first then fault.raise("NOTFOUND", dir, "no pack model-00000-of-NNNNN.mav is there") end
-  local packs = {}
-  for rank = 0, first - 1 do
-    local path = sink.path(dir, rank, first)
-    local pack = fault.check(mav.pack(path))
-    if pack.rank ~= rank or pack.ranks ~= first then
-      fault.raise("FORMAT", path, "is rank %d of %d by its header", pack.rank, pack.ranks)
-    end
-    packs[rank + 1] = pack
-    if mav.json.encode(pack.meta) ~= mav.json.encode(packs[1].meta) then
-      fault.raise("FORMAT", path, "is of another conversion than rank 0")
-    end
-  end
-  return packs
-end
-
---- The whole tensors that the packs are parts of, as items of a sink.
-local function items_of(packs, compress)
-  local items, scales, names = {}, {}, packs[1]:names()
-  local shards = packs[1].meta.shards
-  if type(shards) ~= "table" then fault.raise("FORMAT", packs[1].path, "meta has no shards: how the tensors are cut is not known") end
-  for _, name in ipairs(names) do
-    local scale = packs[1]:info(name).scale
-    if scale then scales[scale] = true end
-  end
-  for i, name in ipairs(names) do
-    local info, cut = packs[1]:info(name), shard.parse(shards[name])
-    local shape, is_scale = { table.unpack(info.shape) }, scales[name] or false
-    if cut and cut.by == "columns" then
-      shape[#shape] = shape[#shape] * #packs
-    elseif cut then
-      local rows = 0
-      for _, part in ipairs(cut.parts) do rows = rows + part.rows end
-      shape[shards[name].dim] = rows
-    end
-    items[i] = { name = name, dtype = info.dtype, shape = shape, layout = info.layout, scale = info.scale, act = info.act, in_scale = info.in_scale,
-      compress = compress == nil and info.stored < info.bytes or compress == "lz4", is_scale = is_scale, cut = cut }
-    local expected = shard.shape(cut, shape, #packs, is_scale)
-    for _, pack in ipairs(packs) do
-      local own = pack:info(name)
-      if not own or own.dtype ~= info.dtype or own.layout ~= info.layout or mav.json.encode(own.shape) ~= mav.json.encode(expected) then
-        fault.raise("FORMAT", pack.path, "tensor %s is not the part that meta.shards of rank 0 says", name)
-      end
-    end
-  end
-  return items
-end
-
---- Rows [first, last) of a rank's group, as bytes (n, line), in rows.
-local function part_rows(pack, item, group, own_rows, first, last, line)
-  local t = fault.check(pack:read(item.name, ((group - 1) * own_rows + first) * line, (last - first) * line)):reshape { last - first, line }
-  return layouts.unpack(item.layout, t)
-end
-
---- Fills `block`, bytes, with rows [a, b) of a group of the whole tensor. What several ranks have is taken from the first of them.
-local function gather(packs, item, group, a, b, block, width)
-  local _, N, K = shard.geometry(item.shape, item.is_scale)
-  local before = {}
-  for rank = 0, item.cut and #packs - 1 or 0 do
-    local pack = packs[rank + 1]
-    local from, to = shard.columns(item.cut, K, rank, #packs)
-    local own_rows = select(2, shard.geometry(pack:info(item.name).shape, item.is_scale))
-    for i, range in ipairs(shard.rows(item.cut, N, rank, #packs)) do
-      local first, last = math.max(range.first, a), math.min(range.last, b)
-      if first < last and (item.cut == nil or item.cut.by == "columns" or before[i] ~= range.first) then
-        local shift = range.at - range.first
-        block:slice(1, first - a + 1, last - a):slice(2, from * width + 1, to * width)
-          :copy_from(part_rows(pack, item, group, own_rows, first + shift, last + shift, (to - from) * width))
-      end
-      before[i] = range.first
-    end
-  end
-end
 
 local function move_item(packs, s, i, item, progress)
   if not s:needs(i) then return end
@@ -112,7 +28,7 @@ local function move_item(packs, s, i, item, progress)
     for first = 0, N - 1, limit do
       local last = math.min(N, first + limit)
       local block = work:slice(1, 1, last - first)
-      gather(packs, item, e, first, last, block, width)
+      whole.gather(packs, item, e, first, last, block)
       s:rows(i, e, first, block)
       progress((last - first) * K * width)
       collectgarbage() -- tensors are small to the collector, and large
@@ -121,8 +37,11 @@ local function move_item(packs, s, i, item, progress)
 end
 
 local function do_reshard(dir, out, options)
-  local packs = open_packs(dir)
-  local items, ranks, total = items_of(packs, options.compress), options.ranks, 0
+  local packs = whole.open(dir)
+  local items, ranks, total = whole.items(packs), options.ranks, 0
+  for _, item in ipairs(items) do
+    if options.compress then item.compress = options.compress == "lz4" end
+  end
   local meta = packs[1].meta
   sink.tensors(items, ranks, dir)
   convert.make_directory(out)
