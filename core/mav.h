@@ -393,7 +393,7 @@ MAV_API const mav_safetensors_entry *mav_safetensors_get(const mav_safetensors *
 /* Writes tensors (contiguous, on a host backend) to path by way of a temporary name, synced and renamed. */
 MAV_API mav_err mav_safetensors_write(const char *path, int count, const char *const *names, mav_tensor *const *tensors, mav_diag *diag);
 
-/* A Hugging Face directory: model.safetensors, or the shards of model.safetensors.index.json. */
+/* A Hugging Face directory: model.safetensors, or the shards of model.safetensors.index.json; or the path of one file. */
 typedef struct mav_weights mav_weights;
 MAV_API mav_err mav_weights_open(mav_weights **out, mav_runtime *rt, const char *dir);
 MAV_API mav_weights *mav_weights_retain(mav_weights *w);

@@ -1,4 +1,4 @@
-/* core/weights.c - the tensors of a Hugging Face directory, by name.
+/* core/weights.c - the tensors of a Hugging Face directory, by name; or of one safetensors file.
  *
  * model.safetensors if it is there, else the shards that model.safetensors.index.json names; a tensor of a shard that the index
  * does not name is not listed. Refuses shard names that leave the directory by themselves (a link inside it is the user's own
@@ -150,6 +150,8 @@ mav_err mav_weights_open(mav_weights **out, mav_runtime *rt, const char *dir) {
     MAV_GOTO(open_single(w, single));
   } else if (mav__file_exists(index)) {
     MAV_GOTO(open_sharded(w, index));
+  } else if (mav__file_exists(dir) && !mav__file_is_directory(dir)) {
+    MAV_GOTO(open_single(w, dir));
   } else if (!mav__file_is_directory(dir)) {
     MAV_GOTO(MAV_RT_FAIL(rt, NOTFOUND, OP, "%s: no such directory", where));
   } else {

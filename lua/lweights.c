@@ -6,12 +6,13 @@
 #include "lmav.h"
 
 /*lua
----The tensors of a Hugging Face directory, mapped.
+---The tensors of a Hugging Face directory, or of one safetensors file, mapped.
 ---@class mav.Weights
 ---@operator len: integer
 local Weights = {}
 
----@alias mav.WeightInfo {dtype: mav.Dtype, shape: integer[], bytes: integer}
+---unreadable: why no tensor can be made of it.
+---@alias mav.WeightInfo {dtype: mav.Dtype, shape: integer[], bytes: integer, unreadable?: string}
 
 ---@param dir string
 ---@param options? {runtime?: mav.Runtime}
@@ -65,9 +66,13 @@ static int push_info(lua_State *L, const mav_safetensors_entry *e) {
     luaL_pushfail(L);
     return 1;
   }
-  lua_createtable(L, 0, 3);
+  lua_createtable(L, 0, 4);
   lua_pushstring(L, mav_dtype_name(e->dtype));
   lua_setfield(L, -2, "dtype");
+  if (e->unreadable) {
+    lua_pushstring(L, e->unreadable);
+    lua_setfield(L, -2, "unreadable");
+  }
   lua_pushinteger(L, (lua_Integer)e->bytes);
   lua_setfield(L, -2, "bytes");
   lua_createtable(L, e->dims, 0);

@@ -377,12 +377,13 @@ function Sequence:commit(n) end
 ---Gives its pages back. A second call does nothing.
 function Sequence:close() end
 
----The tensors of a Hugging Face directory, mapped.
+---The tensors of a Hugging Face directory, or of one safetensors file, mapped.
 ---@class mav.Weights
 ---@operator len: integer
 local Weights = {}
 
----@alias mav.WeightInfo {dtype: mav.Dtype, shape: integer[], bytes: integer}
+---unreadable: why no tensor can be made of it.
+---@alias mav.WeightInfo {dtype: mav.Dtype, shape: integer[], bytes: integer, unreadable?: string}
 
 ---@param dir string
 ---@param options? {runtime?: mav.Runtime}

@@ -25,6 +25,27 @@ describe("weights", function()
     raises("closed mav.weights", w.names, w)
   end)
 
+  it("come from one file too", function()
+    local dir <close> = support.directory()
+    local path = dir.path .. "/some.safetensors"
+    support.write(path, support.read(support.root .. "/tests/oracle/models/eagle3_d2t/model.safetensors"))
+    local w = assert(mav.weights(path))
+    assert.same({ 80, 240 }, assert(w:get "fc.weight").shape)
+    local err
+    support.write(path, "no tensors")
+    w, err = mav.weights(path)
+    assert.is_nil(w)
+    assert.truthy(tostring(err):find("some.safetensors", 1, true))
+  end)
+
+  it("of a type that no tensor has are told", function()
+    local dir <close> = support.directory()
+    local header = '{"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}  '
+    support.write(dir.path .. "/model.safetensors", ("<I8"):pack(#header) .. header .. ("\0"):rep(8))
+    local w = assert(mav.weights(dir.path))
+    assert.equal("dtype F64 is not supported", w:info("a").unreadable)
+  end)
+
   it("that are not there are nil, err", function()
     local w, err = mav.weights "/nowhere"
     assert.is_nil(w)
