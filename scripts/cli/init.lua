@@ -128,6 +128,7 @@ function cli.model_options(parser, device)
   parser:option("--activations", "f32: do not round the activations of quantized checkpoints (default: as the checkpoint asks)")
     :argname("TYPE"):convert(cli.choice("f32"))
   parser:option("--device", "ref, cpu or auto"):argname("NAME"):convert(cli.choice("ref", "cpu", "auto")):default("auto")
+  parser:flag("--copy", "copy the weights of a pack into memory, instead of mapping the file")
   parser:option("--threads", "threads of the cpu team (default: one per processor)"):argname("N"):convert(cli.integer(1, 256))
 end
 
@@ -158,7 +159,7 @@ function cli.load(args)
   end
   local model, err = require("mav.maverick").load(dir,
     { device = args.device or "auto", threads = args.threads, dtype = args.dtype, activations = args.activations,
-      progress = progress })
+      mapped = not args.copy, progress = progress })
   if shown then io.stderr:write("\r\27[K") end
   if not model then cli.fail("%s", tostring(err)) end
   return model
