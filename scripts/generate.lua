@@ -71,7 +71,7 @@ local function run(arg)
   end
   local checked
   if args.check then checked = check.against_plain(s, { sample = strategy.sample, kv_dtype = args.kv, ignore_eos = args.ignore_eos }) end
-  if s.stats.bytes_per_step >= require("mav.session.stats").SHARE_BYTES_MIN and not args.quiet then model:measure_bandwidth() end
+  if (s.stats.bytes_per_step or 0) >= require("mav.session.stats").SHARE_BYTES_MIN and not args.quiet then model:measure_bandwidth() end
   if args.json then
     local stats = {}
     for key, value in pairs(s.stats) do stats[key] = value end
@@ -84,7 +84,7 @@ local function run(arg)
     if not args.quiet then io.stderr:write(tostring(s.stats), "\n") end
     if checked then io.stderr:write(check.text(model, checked), "\n") end
   end
-  return checked and checked.token and 1 or 0
+  return checked and checked.token and check.is_promised(checked) and 1 or 0
 end
 
 return { summary = "continue a prompt", run = run }

@@ -17,9 +17,9 @@ local capture = {}
 local DRAFT_STREAM = 1 -- of the noise with which drafters draw when the rule wants drafts independent of the choice
 
 --- Taps of the forward pass, kept in order until the drafter takes them.
-local function collect(loop, keep)
+local function collect(loop, keep, plain)
   local list, needs = {}, loop.policy.needs
-  local wanted = loop.bound and loop.bound.tap
+  local wanted = not plain and loop.bound and loop.bound.tap
   if not wanted and not needs.experts then return nil, list end
   return function(name, layer, t)
     if name == "router_index" and needs.experts then
@@ -42,8 +42,8 @@ local function score(loop, out, logits, choice)
 end
 
 --- A table of what the host reads: choice, accepted, probs, entropy, chosen, best, best_ids; and the taps.
-local function verify(loop, rows)
-  local tap, taps = collect(loop, loop.rule.host)
+local function verify(loop, rows, plain)
+  local tap, taps = collect(loop, loop.rule.host, plain)
   local logits = loop.model:forward(rows, loop.kv, { fused = loop.fused, tap = tap })
   local choice, accepted, probs = loop.rule:verify(loop, logits, rows)
   local out = { choice = choice, accepted = accepted, probs = loop.rule.host and probs or nil, taps = taps }
@@ -100,7 +100,7 @@ local function accepted_of(loop, out) return out.accepted or loop.root_accepted 
 local function settle(loop, rows, out)
   local step = setmetatable({ loop = loop, rows = rows, choice = out.choice, accepted = accepted_of(loop, out) }, Step)
   if loop.is_tree and #rows > 1 then
-    for i = 1, loop.kv.layers do op.kv_move { rows = rows, accepted = step.accepted, kv = loop.kv:layer(i) } end
+    for i = 1, loop.model.config.layers do op.kv_move { rows = rows, accepted = step.accepted, kv = loop.kv:layer(i) } end
   end
   loop.chain:observe(rows, loop.state, #rows > 1 and step.accepted or nil)
   if loop.bound then
@@ -174,11 +174,8 @@ end
 --- Plain decoding of one row: nothing that belongs to drafts.
 function capture.plain(loop)
   return record(loop, loop.tree:slice(1, 1), function(rows)
-    local bound = loop.bound
-    loop.bound = nil
-    local out = verify(loop, rows)
+    local out = verify(loop, rows, true)
     loop.chain:observe(rows, loop.state)
-    loop.bound = bound
     return out
   end)
 end

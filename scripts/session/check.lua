@@ -4,8 +4,8 @@ local mav = require "mav"
 local check = {}
 
 --- Logits of two tokens after the first n of ids.
-local function logits_of(model, ids, n, a, b)
-  local s <close> = model:session { context = n + 1 }
+local function logits_of(model, options, ids, n, a, b)
+  local s <close> = model:session { context = n + 1, kv_dtype = options.kv_dtype }
   s:append(table.move(ids, 1, n, 1, {}))
   s:prefill()
   local rows = mav.rows(1, { runtime = model.runtime })
@@ -26,7 +26,7 @@ end
 
 --- Compares a finished generation with plain decoding by the same sampler.
 ---@param s table          the speculative session, after generate
----@param options table    sample, kv_dtype, key as the session had; ignore_eos, stop as generate had
+---@param options table    sample, kv_dtype, key as the session had; ignore_eos as generate had
 ---@return table result    tokens (compared); nil, or token, step, id, plain_id, margin (raw logit of the plain token less the other's)
 function check.against_plain(s, options)
   local model, n = s.model, s.generated
@@ -37,16 +37,19 @@ function check.against_plain(s, options)
     local id, plain_id = s.ids[#prompt + i], plain.ids[#prompt + i]
     if id ~= plain_id then
       local steps = s.stats.steps
-      local result = { tokens = i, token = i, step = steps and step_of(steps, i) or i, id = id, plain_id = plain_id }
+      local result = { tokens = i, rule = s.loop.rule.name, token = i, step = steps and step_of(steps, i) or i, id = id, plain_id = plain_id }
       if plain_id then
-        local a, b = logits_of(model, s.ids, #prompt + i - 1, plain_id, id)
+        local a, b = logits_of(model, options, s.ids, #prompt + i - 1, plain_id, id)
         result.margin = a - b
       end
       return result
     end
   end
-  return { tokens = n }
+  return { tokens = n, rule = s.loop.rule.name }
 end
+
+--- Does the rule promise the text of plain decoding?
+function check.is_promised(result) return result.rule == "keyed" end
 
 --- One line for people.
 function check.text(model, result)
@@ -56,8 +59,9 @@ function check.text(model, result)
     return ("%d %q"):format(id, model.tokenizer and model.tokenizer:piece(id) or "")
   end
   local margin = result.margin and (", by a logit margin of %.6g"):format(result.margin) or ""
-  return ("check: token %d (step %d) differs: %s, plain decoding says %s%s"):format(result.token, result.step, name(result.id),
-    name(result.plain_id), margin)
+  local why = check.is_promised(result) and "" or (" (the rule %s promises no equal text)"):format(result.rule)
+  return ("check: token %d (step %d) differs: %s, plain decoding says %s%s%s"):format(result.token, result.step, name(result.id),
+    name(result.plain_id), margin, why)
 end
 
 return check

@@ -28,9 +28,9 @@ local function guesses(loop, s, k)
   return loop.out
 end
 
---- Microseconds of a graph of a step, and the part of it before the drafts.
-local function time(loop, s, v, k)
-  local entry = loop:joint_graph(loop:size(v), k)
+--- Microseconds of a graph of a step (nil: that of v levels verified and k drafted), and the part of it before the drafts.
+local function time(loop, s, v, k, entry)
+  entry = entry or loop:joint_graph(loop:size(v), k)
   local all, verify = {}, {}
   repeat
     loop:begin(s)
@@ -55,12 +55,13 @@ end
 function costs.measure(loop, s)
   local t, at = loop.live, levels(loop.k_max)
   local verify, draft = {}, { [0] = 0.0 }
+  t.cost_plain = time(loop, s, 0, 0, loop:plain_graph())
   for _, k in ipairs(at) do verify[k] = time(loop, s, k, 0) end
   interpolate(verify, at)
   for k, us in pairs(verify) do t.cost_verify[loop:size(k)] = us end
   if loop.device then
     for _, k in ipairs(at) do
-      if k > 0 and not loop.rule.host and #loop.hosts == 0 then
+      if k > 0 and not loop.rule.host then
         local all, before = time(loop, s, 0, k)
         draft[k] = all - before
       end

@@ -84,14 +84,22 @@ end
 function session.on(shared, seq, context, key)
   local most, top = #shared.tree, shared.chain.logprobs or 0
   local self = setmetatable({ model = shared.model, loop = shared, kv = shared.kv, kv_dtype = shared.kv.dtype, context = context, key = key,
-    seq = assert(seq), length = 0, ids = reserved(math.min(context, IDS_RESERVED_MAX)), times = stats.new(shared.strategy.drafter ~= nil, context),
+    seq = assert(seq), length = 0, ids = reserved(math.min(context, IDS_RESERVED_MAX)),
+    times = stats.new(shared.strategy.drafter ~= nil, context),
     given = 0, taken = 0, -- tokens of the last step: given by it, and taken from it
     emitted = reserved(most), -- these tokens, and their log probabilities
     scores = { chosen = reserved(most), best = reserved(most * top), ids = reserved(most * top) },
     settled = 0,          -- tokens that the cache holds for the drafter too
     stepping = false,     -- still true after a step that failed
+    next_k = 0, off = false, policy_s = 0.0, -- of the request: what the policy answered last, and how long it took in all
     proposers = {} }, Session)
-  for i, host in ipairs(shared.hosts) do self.proposers[i] = host:start(self) end
+  for i, host in ipairs(shared.hosts) do
+    local state = host:start(self)
+    if type(state) ~= "table" or not state.propose then
+      error(("drafter '%s': start must return an object with propose(self, ids, length, k, out)"):format(tostring(host.name)), 0)
+    end
+    self.proposers[i] = state
+  end
   return self
 end
 
@@ -104,7 +112,7 @@ function Session:fork(options)
   local key = options.key or self.key
   local other = session.on(self.loop, self.seq:fork { key = key }, self.context, key)
   table.move(self.ids, 1, self.length, 1, other.ids)
-  other.length, other.settled = self.length, self.settled
+  other.length, other.settled, other.stepping = self.length, self.settled, self.stepping
   local seen = self.loop.state.seen
   if seen then seen:select(1, other.seq.id + 1):copy_from(seen:select(1, self.seq.id + 1)) end
   return other
@@ -250,11 +258,12 @@ end
 function Session:step()
   local shared = self.loop
   if self.taken == self.given then
-    if self.stepping or #self.seq ~= self.length - 1 then self:prefill() end
+    local drafts = shared.bound and not self.off
+    if self.stepping or #self.seq ~= self.length - 1 or (drafts and self.settled < #self.seq) then self:prefill() end
     self.stepping = true
     self.given, self.taken = shared:step(self), 0
     self.stepping = false
-    if not (shared.bound and shared.off) then self.settled = #self.seq end
+    if drafts or not shared.bound then self.settled = #self.seq end
     if self.on_step then self.on_step(self) end
   end
   local taken, length = self.taken + 1, self.length + 1

@@ -5,6 +5,7 @@
 ---   confidence[d], entropy, experts, experts_mean[T]                       when the policy needs them
 ---   us, verify_us, draft_us             of the last step
 ---   cost_verify[T], cost_draft[k], cost_step    microseconds of verifying T rows, of drafting k levels, of the rest
+---   cost_plain                          of a step of plain decoding, when the policy needs costs
 ---   rows(k)                             rows of a tree of k levels          drafter: who drafted last
 local live = {}
 

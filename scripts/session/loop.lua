@@ -13,7 +13,8 @@ local live = require "mav.session.live"
 local costs = require "mav.session.costs"
 local policies = require "mav.policy"
 
-local JOINT_AFTER = 4
+local JOINT_AFTER = 4 -- uses of a pair (rows, levels) before it gets a graph of its own
+local TURNS_MAX = 2   -- changes of session in a row after which nothing is drafted
 
 local loop = {}
 local Loop = {}
@@ -25,7 +26,7 @@ function loop.new(model, kv, strategy, options)
     is_tree = strategy.is_tree, fused = options.fused, call = options.call,
     steps = {}, settles = {}, draft_graphs = {}, chunks = {}, -- graphs by what they hold; rows of full pieces of a prompt
     uses = {}, out = {},                                      -- how often pairs came up; proposals of a host drafter
-    waiting = 0, next_k = 0, policy_s = 0.0, capture_s = 0.0, drafter = "none",
+    waiting = 0, turns = 0, capture_s = 0.0, drafter = "none",
     certain = false }, Loop)                                  -- a host drafter made the drafts to verify: they have no probabilities
   self.spec = mav.spec { kv = kv, widths = self.widths }
   self.tree = self.spec.tree
@@ -71,6 +72,9 @@ function Loop:bind(drafter)
     if self.rule.draws == "independent" and not self.chain.is_greedy then self.q = self:zeros({ #self.tree, self.vocab }, "f32") end
     self.first_layer = self.model.config.layers + 1
     self.bound = self.device:bind(self)
+    if type(self.bound) ~= "table" or not self.bound.draft then
+      error(("drafter '%s': bind must return an object with draft(self, step, k)"):format(tostring(self.name)), 0)
+    end
   end
 end
 
@@ -101,10 +105,6 @@ function Loop:choose(logits, rows) return (self.chain(logits, rows, self.state))
 --- The graph of a step that verifies T rows and drafts k levels, and how many levels are left to a graph of their own. Where a policy
 --- changes its mind there are many pairs (T, k): one gets a graph of its own when it has come up JOINT_AFTER times.
 function Loop:step_graph(T, k)
-  if self.off or not self.strategy.drafter then
-    self.plain = self.plain or self:captured(capture.plain)
-    return self.plain, 0
-  end
   local key = T << 8 | k
   if self.q and self.certain then key = key | 1 << 16 end
   local entry = self.steps[key]
@@ -115,6 +115,12 @@ function Loop:step_graph(T, k)
     if count < JOINT_AFTER then return self:step_graph(T, 0), k end
   end
   return self:joint_graph(T, k, key), 0
+end
+
+--- The graph of plain decoding.
+function Loop:plain_graph()
+  self.plain = self.plain or self:captured(capture.plain)
+  return self.plain
 end
 
 --- The one graph of both; key: step_graph's name for it.
@@ -160,7 +166,7 @@ end
 
 -- ---- the policy ---------------------------------------------------------------------------------------------------------
 
---- How deep to draft next. Wrong answers raise; false turns speculation off for this request.
+--- How deep to draft next for a session. Wrong answers raise; false turns speculation off for its request.
 function Loop:ask(s)
   local k = self.policy.fixed
   if not k then
@@ -168,27 +174,54 @@ function Loop:ask(s)
     live.follow(self.live, s)
     k = self.call(self.policy.ask, self.policy, self.live)
     if k == false then
-      self.off = true
+      s.off = true
       k = 0
     elseif math.type(k) ~= "integer" or k < 0 or k > self.k_max then
       k = policies.check_answer(k, self.k_max, self.policy.name)
     end
-    self.policy_s = self.policy_s + (mav.now() - started)
+    s.policy_s = s.policy_s + (mav.now() - started)
   end
-  self.next_k = k
+  s.next_k = k
 end
 
---- How many of the k levels that wait are worth verifying.
-function Loop:trim(k)
-  if k == 0 or not self.policy.trim then return k end
-  local started = mav.now()
-  if self.confidence then
-    local t, from = self.live.confidence, self.confidence
-    for d = 1, k do t[d] = from:get(self.rows_of[d - 1] + 1) end
+--- The same while the device works, which is waited for whatever the policy does.
+function Loop:ask_meanwhile(s, graph)
+  if self.policy.fixed then
+    graph:wait()
+    return
   end
+  local ok, err = pcall(self.ask, self, s)
+  graph:wait()
+  if not ok then error(err, 0) end
+end
+
+function Loop:trimmed(k)
   local v = self.call(self.policy.trim, self.policy, self.live, k)
   if math.type(v) ~= "integer" or v < 0 or v > k then v = policies.check_trim(v, k, self.policy.name) end
-  self.policy_s = self.policy_s + (mav.now() - started)
+  return v
+end
+
+--- How many of the k levels that wait are worth verifying. Where drafts are drawn independently of the choice, a level must not be
+--- dropped for what was drawn in it or after it, or the text would be biased: then the policy sees one level more at a time.
+function Loop:trim(s, k)
+  if k == 0 or not self.policy.trim then return k end
+  local started, t, from = mav.now(), self.live, self.confidence
+  live.follow(t, s)
+  local v = k
+  if self.q then
+    for d = 1, k do t.confidence[d] = 0.0 end
+    for d = 1, k do
+      if from then t.confidence[d] = from:get(self.rows_of[d - 1] + 1) end
+      if self:trimmed(d) < d then
+        v = d - 1
+        break
+      end
+    end
+  else
+    for d = 1, from and k or 0 do t.confidence[d] = from:get(self.rows_of[d - 1] + 1) end
+    v = self:trimmed(k)
+  end
+  s.policy_s = s.policy_s + (mav.now() - started)
   return v
 end
 
@@ -203,23 +236,25 @@ end
 
 --- A request of this session starts.
 function Loop:request(s)
-  self.off = false
-  self.policy_s = 0.0
+  s.off, s.policy_s, s.next_k = false, 0.0, 0
+  self.capture_s = 0.0
   live.request(self.live)
   if self.policy.reset then self.policy:reset() end
   self:begin(s)
-  if self.policy.needs.costs and self.strategy.drafter and not self.calibrated then
-    self.calibrated = true
+  if not self.strategy.drafter then return end
+  if self.policy.needs.costs and not self.calibrated then
     costs.measure(self, s)
+    self.calibrated = true
     self:begin(s)
   end
+  s.times:captured(self.capture_s)
   self.live.length = s.length
-  if self.strategy.drafter then self:ask(s) end
+  self:ask(s)
 end
 
 --- Drafts of a host drafter, into the tree; how many levels.
 function Loop:propose(s)
-  local k = self.next_k
+  local k = s.next_k
   if k == 0 then return 0 end
   for i, state in ipairs(s.proposers) do
     local n = self.call(state.propose, state, s.ids, s.length, k, self.out)
@@ -247,40 +282,48 @@ end
 --- nothing.
 function Loop:drafts(s)
   self.certain = false
-  if self.off then return 0, 0.0 end
+  if s.off then return 0, 0.0 end
   if #s.proposers > 0 then
     local started = mav.now()
     local v = self:propose(s)
-    if v == 0 and self.device and self.next_k > 0 and self.observed then
-      self:draft(self.next_k)
-      v = self:trim(self.next_k)
+    if v == 0 and self.device and s.next_k > 0 and self.observed then
+      self:draft(s.next_k)
+      v = self:trim(s, s.next_k)
       self.spec:drafted(v)
     end
     return v, mav.now() - started
   end
-  local v = self:trim(self.waiting)
+  local v = self:trim(s, self.waiting)
   self.spec:drafted(v)
   return v, 0.0
+end
+
+--- The graph of this step, and the levels to draft: in it, in all, and in a graph of their own after it.
+function Loop:choose_graph(s, v)
+  if s.off or not self.strategy.drafter then return self:plain_graph(), 0, 0 end
+  local k = self.device and #s.proposers == 0 and self.turns < TURNS_MAX and s.next_k or 0
+  local entry, later = self:step_graph(self.rows_of[v], k)
+  return entry, k, later
 end
 
 --- One step of a session. Emitted tokens are in s.emitted[1 .. count].
 ---@return integer count
 function Loop:step(s)
   local entered = mav.now()
+  self.turns = self.last == s and 0 or self.turns + 1 -- sessions that take turns lose what is drafted
+  self.last = s
   if self.owner ~= s or self.length ~= s.length then self:begin(s) end
   self.owner = nil -- of nobody while a step is under way: after an error the next one begins anew
   self.capture_s = 0.0
-  local spec, times, off = self.spec, s.times, self.off
+  local spec, times, off = self.spec, s.times, s.off
   local v, drafted_s = self:drafts(s)
-  local k = (self.device and #s.proposers == 0 and not off) and self.next_k or 0 -- to draft after this verification
-  local entry, later = self:step_graph(self.rows_of[v], k)
+  local entry, k, later = self:choose_graph(s, v)
   if self.chain.prepared and #self.chain.prepared > 0 then self.chain:prepare(s, self.rows_of[v]) end
-  local launched, asked = mav.now(), self.policy_s
+  local launched, asked = mav.now(), s.policy_s
   times:launched(entered, launched, drafted_s, self.capture_s)
   spec:verify(entry.graph)
-  if self.strategy.drafter and not off then self:ask(s) end
-  entry.graph:wait()
-  asked = self.policy_s - asked
+  if self.strategy.drafter and not off then self:ask_meanwhile(s, entry.graph) else entry.graph:wait() end
+  asked = s.policy_s - asked
   local scores = entry.probs and self:decide(entry, v, k) or entry
   local waited = mav.now()
   local verified, advanced = waited - launched - asked, self.bound ~= nil and not off
@@ -321,7 +364,9 @@ function Loop:account(s, entry, v, m, k, later, verified, all, drafted_s)
   end
   local entropy = entry.entropy and entry.entropy:get(self:last_row(entry, m), 1) or 0.0
   local experts = self.experts and self:count_experts() or 0
-  s.times:speculated(v, m, verify_us, draft_us, #s.proposers > 0 and v or k, entropy, experts, drafter)
+  local drafted = k
+  if #s.proposers > 0 then drafted = self.device and self.certain and 0 or v end -- what a lookup costs is not what the device does
+  s.times:speculated(v, m, verify_us, draft_us, drafted, entropy, experts, drafter)
 end
 
 function Loop:count_experts()

@@ -72,6 +72,9 @@ function Times:waited(now)
   self.log[(steps - 1) % self.size * FIELDS + US] = (now - self.launch) * 1e6
 end
 
+--- Graphs were captured before the first step.
+function Times:captured(seconds) self.capture_s = self.capture_s + seconds end
+
 --- The tokens of the step are there.
 function Times:finished(now) self.done = now end
 
@@ -115,11 +118,13 @@ function Summary:__tostring()
     out[#out + 1] = line("verify %.1f us, draft %.1f us, policy %.2f us; graphs captured in %.1f ms", self.verify_us_median,
       self.draft_us_median, self.policy_us_per_step, self.capture_ms)
   end
-  local read = line("read: %.2f MB a step, %.2f GB/s", self.bytes_per_step / 1e6, self.gb_per_s)
-  if self.bandwidth_share then
-    read = read .. line(", %.0f%% of the measured %.1f GB/s", 100 * self.bandwidth_share, self.bandwidth_gb_per_s)
+  if self.bytes_per_step then
+    local read = line("read: %.2f MB a step, %.2f GB/s", self.bytes_per_step / 1e6, self.gb_per_s)
+    if self.bandwidth_share then
+      read = read .. line(", %.0f%% of the measured %.1f GB/s", 100 * self.bandwidth_share, self.bandwidth_gb_per_s)
+    end
+    out[#out + 1] = read
   end
-  out[#out + 1] = read
   return table.concat(out, "\n")
 end
 
@@ -139,7 +144,7 @@ function Times:speculation(out, s)
   out.accepted_share = self.drafted_sum > 0 and self.accepted_sum / self.drafted_sum or 0.0
   out.drafted_per_step = self.drafted_sum / self.steps
   out.verify_us_median, out.draft_us_median = quantile(self:sorted(VERIFY), 0.5), quantile(self:sorted(DRAFT), 0.5)
-  out.policy_us_per_step, out.capture_ms = s.loop.policy_s * 1e6 / self.steps, self.capture_s * 1e3
+  out.policy_us_per_step, out.capture_ms = s.policy_s * 1e6 / self.steps, self.capture_s * 1e3
   out.steps = {}
   for n = self.steps - kept + 1, self.steps do -- oldest first
     local k, accepted, us, verify_us, draft_us, _, share, entropy, _, drafter = self:step(n)
@@ -148,14 +153,25 @@ function Times:speculation(out, s)
   end
 end
 
+--- What plain steps read, and how fast that is.
+function Times:bandwidth(out, s, median)
+  out.bytes_per_step = s.model:step_bytes(1, math.max(#s - self.steps // 2, 0), s.kv_dtype)
+  out.gb_per_s = median > 0 and out.bytes_per_step / median / 1e9 or 0.0
+  local bandwidth = s.model.bandwidth_gb_per_s
+  if bandwidth and out.bytes_per_step >= SHARE_BYTES_MIN then
+    out.bandwidth_gb_per_s, out.bandwidth_share = bandwidth, out.gb_per_s / bandwidth
+  end
+end
+
 --- What `s.stats` shows: figures of the last generation.
 ---
 ---   tokens_per_s    output tokens after those of the first step, over the time from the first step to the last; nil with one step
 ---   acceptance_length, accepted_share, drafted_per_step, verify_us_median, draft_us_median, policy_us_per_step; steps: a list of
----                   { k =, accepted =, us =, verify_us =, draft_us =, lua_us =, entropy =, drafter = }: with a drafter. us is from launch to
----                   wait; capture_ms of all graphs captured
+---                   { k =, accepted =, us =, verify_us =, draft_us =, lua_us =, entropy =, drafter = }: with a drafter. us is from
+---                   launch to wait; capture_ms of all graphs captured
 ---   lua_us_per_step the loop's and the strategy's own; text_us_per_step: detokenizing, stop strings, on_token; caller_us_per_step
----   bandwidth_share of the bandwidth measured on this runtime (session:measure_bandwidth), for steps too big for caches
+---   bytes_per_step, gb_per_s, bandwidth_share (of the bandwidth that model:measure_bandwidth measured, for steps too big for caches):
+---                   of plain decoding
 function Times:summary(s)
   local sorted = self.log and self:sorted(US) or {}
   local steps, span = self.steps, self.last - self.first
@@ -167,15 +183,12 @@ function Times:summary(s)
     step_us_median = quantile(sorted, 0.5), step_us_p99 = quantile(sorted, 0.99),
     lua_us_per_step = steps > 1 and self.lua_s / (steps - 1) * 1e6 or 0.0,
     text_us_per_step = steps > 1 and self.text_s / (steps - 1) * 1e6 or 0.0,
-    caller_us_per_step = steps > 1 and self.caller_s / (steps - 1) * 1e6 or 0.0,
-    bytes_per_step = s.model:step_bytes(1, math.max(#s - steps // 2, 0), s.kv_dtype),
+    caller_us_per_step = steps > 1 and self.caller_s / (steps - 1) * 1e6 or 0.0
   }
-  if self.speculates and steps > 0 then self:speculation(out, s) end
-  local median = quantile(sorted, 0.5) * 1e-6
-  out.gb_per_s = median > 0 and out.bytes_per_step / median / 1e9 or 0.0
-  local bandwidth = s.model.bandwidth_gb_per_s
-  if bandwidth and out.bytes_per_step >= SHARE_BYTES_MIN then
-    out.bandwidth_gb_per_s, out.bandwidth_share = bandwidth, out.gb_per_s / bandwidth
+  if self.speculates then
+    if steps > 0 then self:speculation(out, s) end
+  else
+    self:bandwidth(out, s, quantile(sorted, 0.5) * 1e-6)
   end
   return setmetatable(out, Summary)
 end

@@ -16,7 +16,7 @@ local policies = require "mav.policy"
 
 local strategy = {}
 
-local OPTIONS = { draft = true, policy = true, sample = true, accept = true, tree = true, k_max = true, name = true }
+local OPTIONS = { draft = true, policy = true, sample = true, accept = true, tree = true, k_max = true }
 local K_MAX, K_DEFAULT = 8, 3
 local ROWS_MAX = 64
 local SECONDS_MAX = 1.0 -- a function of the user's may take for one call
@@ -39,6 +39,8 @@ local function sampler(sample)
   return getmetatable(sample) == nil and chain(sample) or sample
 end
 
+local METHODS = { host = { "start" }, device = { "layers", "bind" }, first = {} }
+
 local function drafter(draft)
   if draft == nil then return nil end
   if type(draft) == "function" then
@@ -47,6 +49,11 @@ local function drafter(draft)
   end
   if type(draft) ~= "table" or not (draft.kind == "host" or draft.kind == "device" or draft.kind == "first") then
     error("strategy.draft: a drafter (mav.draft.*) or a function is allowed, not " .. tostring(draft), 4)
+  end
+  for _, method in ipairs(METHODS[draft.kind]) do
+    if type(draft[method]) ~= "function" then
+      error(("strategy.draft: drafter '%s' (kind %s) has no function %s"):format(tostring(draft.name), draft.kind, method), 4)
+    end
   end
   return draft
 end
@@ -91,6 +98,7 @@ function strategy.new(options)
   local s = { chain = sampler(options.sample or given.sample), drafter = drafter(given.draft) }
   local policy = given.policy
   if policy == nil and not given.tree then policy = given.k_max or K_DEFAULT end
+  policy = type(policy) == "number" and math.tointeger(policy) or policy
   s.widths = s.drafter and widths(given, math.type(policy) == "integer" and policy or nil) or {}
   s.k_max, s.is_tree = #s.widths, not is_chain(s.widths)
   s.policy = policies.new(not s.drafter and 0 or policy == nil and s.k_max or policy, s.k_max)
