@@ -46,6 +46,19 @@ local function items_of(p)
   return items
 end
 
+--- Names of the items whose chunks may be compressed, for meta; nil: none.
+local function compressed(items)
+  local names
+  for _, item in ipairs(items) do
+    if item.compress then
+      names = names or {}
+      names[#names + 1] = item.name
+    end
+  end
+  return names
+end
+convert.compressed = compressed
+
 local function describe_model(c)
   return { layers = c.layers, hidden = c.hidden, heads = c.heads, kv_heads = c.kv_heads, head_dim = c.head_dim, experts = c.experts,
     expert_size = c.expert_size, dense_size = c.dense_size, vocab = c.vocab }
@@ -61,7 +74,8 @@ local function prepare(src, options)
   if r then recipe.apply(r, p) end
   local items = items_of(p)
   local meta = { source = source.describe(src), dtype = p.dtype, model = describe_model(p.config), kv = p.kv, shards = sink.shards(items),
-    recipe = r and { name = r.where, text = r.text } or nil, quantization = options.activations and { activations = options.activations } or nil }
+    lz4 = compressed(items), recipe = r and { name = r.where, text = r.text } or nil,
+    quantization = options.activations and { activations = options.activations } or nil }
   return p, items, meta
 end
 

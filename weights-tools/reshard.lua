@@ -39,10 +39,16 @@ end
 local function do_reshard(dir, out, options)
   local packs = whole.open(dir)
   local items, ranks, total = whole.items(packs), options.ranks, 0
+  local meta, lz4 = packs[1].meta, {}
+  for _, name in ipairs(meta.lz4 or {}) do lz4[name] = true end
   for _, item in ipairs(items) do
-    if options.compress then item.compress = options.compress == "lz4" end
+    if options.compress then
+      item.compress = options.compress == "lz4" and not item.is_scale
+    else
+      item.compress = lz4[item.name] or false -- also where no chunk of it became smaller
+    end
   end
-  local meta = packs[1].meta
+  meta.lz4 = convert.compressed(items)
   sink.tensors(items, ranks, dir)
   convert.make_directory(out)
   for _, item in ipairs(items) do total = total + sink.bytes { item } end
