@@ -451,7 +451,7 @@ describe("a session with drafts", function()
       local good <close> = session("self", strategy)
       good:complete(prompt, { max_tokens = 30, ignore_eos = true })
       result = check.against_plain(good, { ignore_eos = true })
-      assert.are.same({ tokens = 30 }, result, name)
+      assert.are.same({ tokens = 30, rule = "keyed" }, result, name)
       assert.is_truthy(check.text(model, result):find("all 30 tokens", 1, true))
     end
   end)
