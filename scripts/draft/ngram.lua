@@ -4,14 +4,16 @@
 ---     local draft = require("mav.draft.ngram") { n_max = 4, n_min = 2 }
 ---
 --- Longest match first, most recent occurrence of it. An index maps every n-gram to the place where it ended last; it grows with
---- the timeline, so a proposal costs O(n_max) and only growing tables allocate. Where the match overlaps the end, what it says
---- goes on with itself: a repetition is continued.
+--- the timeline, so a proposal costs O(n_max) and only growing tables allocate. A long prompt is indexed in pieces, one a proposal;
+--- until then matches are found in what is. Where the match overlaps the end, what it says goes on with itself: a repetition is
+--- continued.
 ---
 --- Sources: prompt lookup decoding (A. Saxena, 2023); LLMA: arXiv 2304.04487.
 local check_keys = require "mav.options"
 
 local OPTIONS = { n_max = true, n_min = true }
 local N_LARGEST = 64
+local GRAMS_MAX = 1 << 14 -- entered in the index by one proposal, at most
 local MULTIPLIER <const> = 0x9E3779B97F4A7C15 -- odd: a token's hash is unique, those of longer grams nearly so
 
 local Drafter = { __name = "mav.draft.ngram", name = "ngram", kind = "host" }
@@ -40,17 +42,17 @@ local function extend(hash, id)
   return hash ~ hash >> 32
 end
 
---- Enters the n-grams that end at the positions up to `last`.
+--- Enters the n-grams that end at the positions up to `last`, or a piece of them.
 local function index(self, ids, last)
   local n_min, ends = self.n_min, self.ends
-  for i = self.indexed + 1, last do
+  for i = self.indexed + 1, math.min(last, self.indexed + GRAMS_MAX // self.n_max) do
     local hash = 0
     for n = 1, math.min(self.n_max, i) do
       hash = extend(hash, ids[i - n + 1])
       if n >= n_min then ends[n][hash] = i end
     end
+    self.indexed = i
   end
-  self.indexed = last
 end
 
 --- Whether the n tokens that end at a are those that end at b. Hashes may collide.

@@ -6,13 +6,15 @@
 ---     local draft = require("mav.draft.suffix") { depth = 12, factor = 2, p_min = 0.1 }
 ---
 --- A token of the timeline is added to the `depth` paths that end with it: O(depth) per token, and no allocation but that of
---- growing tables. A path that reaches the deepest level, or the end of the text, goes on from its suffix one token shorter.
+--- growing tables. A path that reaches the deepest level, or the end of the text, goes on from its suffix one token shorter. A long
+--- prompt is added in pieces, one a proposal, and nothing is proposed until all of it is known.
 ---
 --- Source: SuffixDecoding, arXiv 2411.04975 (there: a path-compressed tree over many requests, and draft trees).
 local check_keys = require "mav.options"
 
 local OPTIONS = { depth = true, factor = true, p_min = true, nodes_max = true }
 local NODES_MAX = 1 << 21 -- then the tree starts over with the last tokens
+local PATHS_MAX = 49152   -- that one proposal adds tokens to, at most
 local ROOT <const> = 1
 
 local Drafter = { __name = "mav.draft.suffix", name = "suffix", kind = "host" }
@@ -81,8 +83,11 @@ end
 function State:propose(ids, length, k, out)
   if length < self.added then self:clear() end
   if #self.count > self.nodes_max then self:clear(math.max(0, length - self.nodes_max // (4 * self.depth))) end
-  for i = self.added + 1, length do add(self, ids[i]) end
-  self.added = length
+  for i = self.added + 1, math.min(length, self.added + math.max(1, PATHS_MAX // self.depth)) do
+    self.added = i -- first: no token counts twice, wherever a call is stopped
+    add(self, ids[i])
+  end
+  if self.added < length then return 0 end
 
   local best, count, total, link = self.best, self.count, self.total, self.link
   local node, matched = match(self)

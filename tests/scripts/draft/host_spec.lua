@@ -125,6 +125,61 @@ describe("ngram", function()
   end)
 end)
 
+local LONG = 100000
+
+--- A long text of its own tokens for every position but the last ones, which repeat the beginning.
+local function long_text()
+  local ids = {}
+  for i = 1, LONG do ids[i] = i <= LONG - 6 and (i * 7919) % 200003 or ids[i - (LONG - 6)] end
+  return ids
+end
+
+--- Proposes until the drafter knows the text: how often, the longest call in seconds, what it says first, and last.
+local function catch_up(state, ids, known)
+  local out, calls, slowest, first = {}, 0, 0.0, nil
+  repeat
+    local started = os.clock()
+    local n = state:propose(ids, #ids, 3, out)
+    calls, slowest = calls + 1, math.max(slowest, os.clock() - started)
+    first = first or { table.unpack(out, 1, n) }
+    assert.is_true(calls < 1000)
+    if state[known] >= #ids - 1 then return calls, slowest, first, { table.unpack(out, 1, n) } end
+  until false
+end
+
+describe("a long prompt", function()
+  it("is indexed in pieces by ngram, which finds what it knows", function()
+    local ids = long_text()
+    local calls, slowest, first, last = catch_up(ngram():start {}, ids, "indexed")
+    assert.is_true(calls >= 20 and calls < 50, calls)
+    assert.is_true(slowest < 0.5, slowest) -- of the second that a call may take
+    assert.are.same({ ids[7], ids[8], ids[9] }, first)
+    assert.are.same(first, last)
+    assert.are.equal(8, (catch_up(ngram { n_max = 64 }:start {}, prefix(ids, 2000), "indexed")))
+  end)
+
+  it("is added in pieces by suffix, every token once", function()
+    local ids = long_text()
+    local state = suffix():start {}
+    local calls, slowest, first, last = catch_up(state, ids, "added")
+    assert.is_true(calls >= 20 and calls < 50, calls)
+    assert.is_true(slowest < 0.5, slowest)
+    assert.are.same({}, first)
+    assert.are.same({ ids[7], ids[8], ids[9] }, last)
+    assert.are.equal(LONG, state.total[1])
+  end)
+
+  it("may be cut while it is read", function()
+    local ids = long_text()
+    for name, drafter in pairs { indexed = ngram(), added = suffix() } do
+      local state = drafter:start {}
+      for _ = 1, 2 do state:propose(ids, #ids, 3, {}) end
+      state:truncate(50)
+      assert.are.same({ ids[31], ids[32], ids[33] }, propose(drafter, table.move(ids, 27, 30, 51, prefix(ids, 50)), 3, state), name)
+    end
+  end)
+end)
+
 --- How often pattern .. token occurs in ids, by token; and where each did last.
 local function continuations(ids, pattern)
   local count, last = {}, {}
