@@ -256,7 +256,9 @@ function cli.strategy(args, model, chain)
   local drafter, err = require("mav.draft").parse(args.draft or "none", model)
   if err then cli.fail("--draft: %s", tostring(err)) end
   if not drafter then
-    if args.tree then cli.fail("--tree needs a --draft") end
+    for _, name in ipairs { "k", "tree", "accept" } do
+      if args[name] then cli.fail("--%s needs a --draft", name) end
+    end
     return { sample = chain }
   end
   local strategy = { draft = drafter, sample = chain, accept = args.accept, tree = args.tree, policy = args.k }

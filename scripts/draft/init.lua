@@ -58,6 +58,7 @@ function draft.parse(text, model, options)
   if text == "none" then return nil end
   local list = {}
   for word in (text .. ","):gmatch "([^,]*)," do
+    if word == "none" then return nil, "none stands alone: there is nothing to combine it with" end
     local name, value = word:match "^([^=]*)=(.*)$"
     local make = MAKERS[name or word]
     if not make then
