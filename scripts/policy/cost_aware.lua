@@ -111,7 +111,7 @@ end
 
 local function trim(self, stats, k)
   if not self.verify[k] then return k end -- of unknown cost
-  return self.trimmer:trim(stats, self.verify, k, self.asks)
+  return self.trimmer:trim(stats, self.verify, k, self.asks, self.asked[self.delay - 1])
 end
 
 function CostAware:reset()

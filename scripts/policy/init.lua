@@ -4,7 +4,8 @@
 ---
 ---   name, needs       needs = { confidence =, experts =, costs =, entropy = }: what the loop shall find out for it
 ---   ask(self, stats)  levels to draft next, 0 to stats.k_max; false: no speculation for the rest of this request
----   trim(self, stats, k)   optional: how many of the k levels drafted to verify, once they are known
+---   trim(self, stats, k)   optional: how many of the k levels drafted to verify, once they are known; whether to keep
+---                          level d must follow from stats.confidence[1..d], and k may grow level by level
 ---   reset(self)       a new request begins
 ---   deepest           optional: the most it will ever ask for
 ---

@@ -2,7 +2,7 @@
 --- as deep as that looking has paid.
 ---
 ---   worth(v) = product sums of the calibrated probabilities up to level v - rate (cost(v) - cost(0))
----   trim     = the v with the highest worth
+---   trim     = the v with the highest worth; of drafts that are shown level by level, the last before one that does not raise it
 ---   gain(d)  = how much the highest worth rose, on average, by having level d to choose from
 ---   ask      = the k with the highest sum over d <= k of gain(d) - rate cost_draft(k)
 ---
@@ -26,7 +26,7 @@ Trimmer.__index = Trimmer
 
 function trimmer.new()
   return setmetatable({ calibration = calibration.new(), tokens = 0.0, us = 0.0, gain = {}, count = {}, age = {},
-    seen = { [0] = { step = 0 }, { step = 0 } } }, Trimmer)
+    seen = { [0] = { step = 0, k = 0 }, { step = 0, k = 0 } } }, Trimmer)
 end
 
 --- Probability that the draft of level d is accepted, if the one above is.
@@ -53,21 +53,28 @@ local function learn_gain(self, d, gain)
   self.gain[d] = self.gain[d] + math.max(GAIN_RATE, 1.0 / (count + 1)) * (gain - self.gain[d])
 end
 
---- How many of the k levels to verify in a step; cost[v]: time of a step that verifies v levels.
-function Trimmer:trim(stats, cost, k, step)
+--- How many of the k levels to verify in a step; cost[v]: time of a step that verifies v levels. The loop may show a step's levels
+--- one by one, with k = 1, 2, ... as long as the answer is k: each call goes on from the one before. drafted: levels there are; those
+--- not shown for the answer that was given bring nothing.
+function Trimmer:trim(stats, cost, k, step, drafted)
   local rate = self.us > 0.0 and self.tokens / self.us or 1.0 / cost[0]
-  local best, best_worth, tokens, alive = 0, 0.0, 0.0, 1.0
   local seen = self.seen[step % 2]
-  seen.step = step
-  for d = 1, k do
-    local before = best_worth
-    alive = alive * probability(self, stats, seen, d)
-    tokens = tokens + alive
-    local worth = tokens - rate * (cost[d] - cost[0])
-    if worth > best_worth then best, best_worth = d, worth end
-    learn_gain(self, d, best_worth - before)
+  if seen.step ~= step or k ~= seen.k + 1 then
+    seen.step, seen.k, seen.best, seen.worth, seen.tokens, seen.alive = step, 0, 0, 0.0, 0.0, 1.0
   end
-  return best
+  for d = seen.k + 1, k do
+    local before = seen.worth
+    seen.alive = seen.alive * probability(self, stats, seen, d)
+    seen.tokens = seen.tokens + seen.alive
+    local worth = seen.tokens - rate * (cost[d] - cost[0])
+    if worth > before then seen.best, seen.worth = d, worth end
+    learn_gain(self, d, seen.worth - before)
+  end
+  seen.k = k
+  if seen.best < k then
+    for d = k + 1, drafted do learn_gain(self, d, 0.0) end
+  end
+  return seen.best
 end
 
 function Trimmer:reset()

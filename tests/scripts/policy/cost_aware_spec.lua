@@ -81,6 +81,43 @@ describe("policy cost_aware", function()
     end
   end)
 
+  --- As the loop does where it must not see too much: levels one by one, until one is not kept.
+  local function level_by_level(inner)
+    return { name = "levels", needs = inner.needs, ask = function(_, stats) return inner:ask(stats) end, reset = function() inner:reset() end,
+      trim = function(_, stats, k)
+        local confidence = {}
+        stats = setmetatable({ confidence = confidence }, { __index = stats, confidence = stats.confidence })
+        for d = 1, k do
+          confidence[d] = getmetatable(stats).confidence[d]
+          if inner:trim(stats, d) < d then return d - 1 end
+        end
+        return k
+      end }
+  end
+
+  it("looks at them level by level", function()
+    for _, costs in ipairs { "memory", "experts" } do
+      local options = { costs = costs, confidence = true, { "geometric", 0.6 } }
+      local whole, best = compare(options, function() return cost_aware { confidence = true } end)
+      local own = compare(options, function() return level_by_level(cost_aware { confidence = true }) end)
+      assert.is_true(own > best and own > 0.97 * whole, ("%s: %.3f, best fixed %.3f, whole %.3f"):format(costs, own, best, whole))
+    end
+  end)
+
+  it("stops at the first level that is not worth its time, and learns each level once", function()
+    local trimmer = require("mav.policy.parts.trimmer").new()
+    trimmer:resize(4)
+    local cost = { [0] = 100.0, 110.0, 120.0, 130.0, 140.0 } -- a token is worth 100
+    local stats = { confidence = { 0.9, 0.9, 0.01, 0.9 }, acceptance = { 0.6, 0.6, 0.6, 0.6 } }
+    for step = 1, 3 do
+      assert.are.equal(1, trimmer:trim(stats, cost, 1, step, 4))
+      assert.are.equal(2, trimmer:trim(stats, cost, 2, step, 4))
+      assert.are.equal(2, trimmer:trim(stats, cost, 3, step, 4))
+      assert.are.same({ step, step, step, step }, trimmer.count)
+    end
+    assert.is_true(trimmer.gain[2] > 0.3 and trimmer.gain[4] < 0.1)
+  end)
+
   it("corrects costs by the experts that the text hits", function()
     local experts = require "mav.policy.parts.experts"
     local rows = { [0] = 1, 2, 3, 4, 5 }
