@@ -37,7 +37,7 @@ local function options()
   p:option("--max-tokens", "most tokens of an output"):argname("N"):convert(cli.integer(2, 1 << 20)):default("128")
   p:option("--repeats", "times that each is measured"):argname("N"):convert(cli.integer(1, 1000)):default("1")
   p:option("--seed", "of the noise"):argname("N"):convert(cli.integer(0)):default("0")
-  p:option("--kv", "type of the cache"):argname("TYPE"):convert(cli.choice("f32", "bf16")):default("f32")
+  cli.kv_option(p)
   p:flag("--ignore-eos", "go on after an end-of-text token")
   p:option("--csv", "write the table as CSV"):argname("FILE")
   p:option("--svg", "draw it"):argname("FILE")
@@ -112,7 +112,8 @@ local function identity(args, model, list)
   for i, prompt in ipairs(list) do texts[i] = prompt.family .. "\0" .. prompt.prompt end
   local text, digest = table.concat(texts, "\0\0"), 0
   for i = 1, #text do digest = (digest * 31 + text:byte(i)) & 0xffffffffffff end
-  return { model = model.dir, dtype = args.dtype or "stored", device = model.runtime.device, threads = model.runtime.threads, kv = args.kv,
+  return { model = model.dir, dtype = args.dtype or "stored", device = model.runtime.device, threads = model.runtime.threads,
+    kv = args.kv or "default",
     max_tokens = args.max_tokens, seed = args.seed, accept = args.accept or "keyed", ignore_eos = args.ignore_eos == true,
     tree = args.tree and table.concat(args.tree, ",") or "chain", prompts = ("%d, %012x"):format(#list, digest) }
 end
