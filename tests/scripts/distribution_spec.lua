@@ -193,6 +193,48 @@ describe("the distribution of sampling with drafts", function()
     end
   end)
 
+  --- Weighs as on a machine where a row costs a third of a step, whatever this one does; what trim answered is counted.
+  local function weighing(answers)
+    local inner = require "mav.policy.cost_aware" { confidence = true }
+    local machine = { cost_step = 1.0, cost_draft = { [0] = 0.0, 5.0, 10.0 }, cost_verify = {} }
+    for T = 1, 64 do machine.cost_verify[T] = 100.0 + 35.0 * (T - 1) end
+    machine.verify_us, machine.draft_us = 135.0, 5.0
+    local stats = setmetatable({}, { __index = function(_, key) return machine[key] or answers.live[key] end })
+    return { name = "weighing", needs = { confidence = true }, reset = function() inner:reset() end,
+      ask = function(_, live)
+        answers.live = live
+        inner:ask(stats)
+        return live.k_max
+      end,
+      trim = function(_, live, k)
+        answers.live = live
+        local v = inner:trim(stats, k)
+        answers[v] = (answers[v] or 0) + 1
+        return v
+      end }
+  end
+
+  --- Keeps level 1 whatever it is, and level 2 when it is likely.
+  local function second_level(answers)
+    return { name = "second", needs = { confidence = true }, ask = function(_, live) return live.k_max end,
+      trim = function(_, live, k)
+        local v = k == 2 and live.confidence[2] < 0.3 and 1 or k
+        if k == 2 then answers[v] = (answers[v] or 0) + 1 end
+        return v
+      end }
+  end
+
+  it("is kept by rejection where a policy trims by costs, or by the second level", function()
+    for name, new in pairs { weighing = weighing, second = second_level } do
+      for _, shape in ipairs { { k_max = 2 }, { tree = { 3, 2 } } } do
+        local answers = {}
+        shape.policy = new(answers)
+        kept("filters", shape, { accept = "rejection" }, S.is_full and KEYS or 2 * KEYS)
+        if name == "second" or shape.k_max then assert.is_true((answers[1] or 0) > 50 and (answers[2] or 0) > 50, name) end
+      end
+    end
+  end)
+
   -- ---- the test finds what is wrong -------------------------------------------------------------------------------------------
 
   it("is not kept by rules that accept too much", function()
