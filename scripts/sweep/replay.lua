@@ -6,8 +6,6 @@
 ---   a request starts     reset, ask                                 stats.steps = 0
 ---   a step               drafts that wait: trim -> verify -> ask (statistics one step old) -> accept -> statistics
 ---
---- When trim is called, the statistics are those of the last ask.
----
 --- A drafter on the device drafts in the graph that verifies: what the answer of step i asks for is drafted in step i + 1 and
 --- verified in step i + 2. One on the host proposes right before the step. Drafts of a smaller k are the first levels of the
 --- recorded ones, and what is accepted does not depend on what else was verified: rows are independent.
@@ -67,6 +65,7 @@ end
 
 function Run:trim(point, k)
   if k == 0 or not self.policy.trim then return k end
+  live.follow(self.stats, self.session)
   for d = 1, self.k_max do self.stats.confidence[d] = point.confidence and point.confidence[d] or nil end
   return policies.check_trim(self.policy:trim(self.stats, k), k, self.policy.name)
 end
@@ -80,7 +79,7 @@ function Run:drafts(point)
   return k, self.draft[self.next_k]
 end
 
---- Notes a step. The statistics follow when the policy is asked next; where it is not, at once.
+--- Notes a step. The statistics follow before the policy is called next; where it never is, at once.
 function Run:log(step)
   local times = self.session.times
   if self.off or self.policy.fixed then live.follow(self.stats, self.session) end
