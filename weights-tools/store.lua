@@ -7,7 +7,7 @@
 ---   files     { { name =, bytes = }, ... }
 ---   names     in the order of the files
 ---   entries   by name: name, dtype, shape, layout, bytes, stored, scale (a name), act, in_scale, cut (shard.lua), copies,
----             raw (nothing of it is compressed), file, unreadable (why no tensor can be made of it)
+---             is_scale (of another one, in packs), raw (nothing of it is compressed), file, unreadable (why no tensor can be made of it)
 ---   meta      of packs; metadata of a GGUF file
 ---   ranks     of packs
 local fault = require "mav.maverick.fault"
@@ -150,7 +150,7 @@ local function open_packs(path, packs, kind)
     self.names[i], self.items[item.name] = item.name, item
     self.entries[item.name] = { name = item.name, dtype = item.dtype, shape = item.shape, layout = item.layout, bytes = item.bytes,
       stored = item.stored, scale = item.scale, act = item.act, in_scale = item.in_scale, cut = item.cut, raw = item.raw,
-      copies = item.cut and 1 or #packs, file = #packs == 1 and packs[1].path:match "[^/]*$" or nil }
+      is_scale = item.is_scale, copies = item.cut and 1 or #packs, file = #packs == 1 and packs[1].path:match "[^/]*$" or nil }
   end
   for i, pack in ipairs(packs) do self.files[i] = { name = pack.path:match "[^/]*$", bytes = pack.bytes } end
   function self.read(s, entry, group, first, last)
