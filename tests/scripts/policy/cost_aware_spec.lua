@@ -83,7 +83,8 @@ describe("policy cost_aware", function()
 
   --- As the loop does where it must not see too much: levels one by one, until one is not kept.
   local function level_by_level(inner)
-    return { name = "levels", needs = inner.needs, ask = function(_, stats) return inner:ask(stats) end, reset = function() inner:reset() end,
+    return { name = "levels", needs = inner.needs, reset = function() inner:reset() end,
+      ask = function(_, stats) return inner:ask(stats) end,
       trim = function(_, stats, k)
         local confidence = {}
         stats = setmetatable({ confidence = confidence }, { __index = stats, confidence = stats.confidence })
