@@ -19,8 +19,8 @@ local source = require "mav.weights_tools.source"
 
 local convert = {}
 
-local OPTIONS = { dtype = true, ranks = true, recipe = true, compress = true, fresh = true, verify = true, progress = true, activations = true,
-  chunk_bytes = true, sync_bytes = true, errors = true }
+local OPTIONS = { dtype = true, ranks = true, recipe = true, compress = true, fresh = true, verify = true, progress = true,
+  activations = true, errors = true, chunk_bytes = true, sync_bytes = true }
 local STATE = "/conversion.part.json" -- beside unfinished packs: what was measured, and of which source
 
 -- ---- what is to be done --------------------------------------------------------------------------------------------------
@@ -36,8 +36,9 @@ local function items_of(p)
   for _, entry in ipairs(p) do
     local scale, cut = slices.scale_shape(entry), shard.of(entry.key, entry.shape, p.config)
     if not scale and entry.act ~= "none" then fault.raise("INVALID", p.dir, "%s: act %s needs a scale", entry.name, entry.act) end
-    entry.item = add { name = entry.name, dtype = entry.dtype, shape = entry.shape, layout = entry.layout, compress = entry.compress, cut = cut,
-      scale = scale and entry.name .. ".scale" or nil, act = entry.act, in_scale = entry.act == "static" and entry.in_scale or nil }
+    entry.item = add { name = entry.name, dtype = entry.dtype, shape = entry.shape, layout = entry.layout, compress = entry.compress,
+      cut = cut, scale = scale and entry.name .. ".scale" or nil, act = entry.act,
+      in_scale = entry.act == "static" and entry.in_scale or nil }
     if scale then
       entry.scale_item = add { name = entry.name .. ".scale", dtype = "f32", shape = scale, layout = "row", act = "none", is_scale = true,
         cut = shard.of_scale(cut, scale) }
@@ -87,9 +88,10 @@ end
 
 --- Seconds that a whole conversion takes, from the first block of the largest entry; writing is not in it.
 local function estimate(p)
+  local function work(entry) return slices.bytes(entry) * (entry.dtype == "f8" and 2 or 1) end
   local largest = p[1]
   for _, entry in ipairs(p) do
-    if slices.bytes(entry) * (entry.dtype == "f8" and 2 or 1) > slices.bytes(largest) * (largest.dtype == "f8" and 2 or 1) then largest = entry end
+    if work(entry) > work(largest) then largest = entry end
   end
   local STOP, share, t0, t1 = {}, 0, mav.now(), nil
   local ok, err = pcall(slices.run, largest, p.files, function(_, _, t)
@@ -178,8 +180,8 @@ local function do_convert(src, out, options)
   local measured = earlier(out, meta, options.fresh)
   local function save() source.write(out .. STATE, mav.json.encode { source = meta.source, errors = measured }) end
   local progress = options.progress or function() end
-  local s <close> = sink.open(out, items, meta, p.ranks, { fresh = options.fresh, chunk_bytes = options.chunk_bytes, sync_bytes = options.sync_bytes,
-    progress = function(done, total) progress(done, total, "checking what is there") end })
+  local s <close> = sink.open(out, items, meta, p.ranks, { fresh = options.fresh, chunk_bytes = options.chunk_bytes,
+    sync_bytes = options.sync_bytes, progress = function(done, total) progress(done, total, "checking what is there") end })
   local is_resumed, total, done, begun = s:is_resumed(), source_bytes(p), 0, mav.now()
   if options.fresh or not reader.exists(out .. STATE) then
     if options.fresh then measured = {} end
@@ -196,8 +198,8 @@ local function do_convert(src, out, options)
   s:finish()
   local list = {}
   for _, entry in ipairs(p) do list[#list + 1] = measured[entry.name] end
-  local result = { source = src, out = out, ranks = p.ranks, dtype = p.dtype, errors = mav.json.array(list), packs = {}, source_bytes = total,
-    bytes_written = s.written, seconds = mav.now() - begun, resumed = is_resumed }
+  local result = { source = src, out = out, ranks = p.ranks, dtype = p.dtype, errors = mav.json.array(list), packs = {},
+    source_bytes = total, bytes_written = s.written, seconds = mav.now() - begun, resumed = is_resumed }
   for rank = 0, p.ranks - 1 do result.packs[rank + 1] = sink.path(out, rank, p.ranks) end
   os.remove(out .. STATE)
   if options.verify then verify(result.packs, options.progress) end
@@ -233,8 +235,8 @@ mav weights convert models/tiny-maverick /tmp/tiny --dtype fp8
 mav weights convert Llama-4-Maverick packs --dtype fp8 --ranks 8 --plan]]
 
 local function options_parser()
-  local p = cli.parser("weights convert", "Converts a Hugging Face directory into packs, one a rank. Needs little memory; when it is interrupted, "
-    .. "the same command goes on.", EXAMPLE)
+  local p = cli.parser("weights convert", "Converts a Hugging Face directory into packs, one a rank. Needs little memory; when it is "
+    .. "interrupted, the same command goes on.", EXAMPLE)
   p:argument("source", "directory with config.json and safetensors"):argname("SRC")
   p:argument("out", "directory for the packs"):argname("OUT")
   p:option("--dtype", "fp8: linear layers, with a scale per output channel; bf16, f32; keep: as stored (default)"):argname("TYPE")

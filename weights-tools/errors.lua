@@ -75,7 +75,8 @@ end
 
 --- The numbers as a table.
 function Stats:result(name, dtype)
-  return { name = name, from = dtype, measured = self.seen / math.max(self.count, 1), max_abs = self.max_abs, relative = self.signal > 0 and math.sqrt(self.noise / self.signal) or 0.0,
+  return { name = name, from = dtype, measured = self.seen / math.max(self.count, 1), max_abs = self.max_abs,
+    relative = self.signal > 0 and math.sqrt(self.noise / self.signal) or 0.0,
     sqnr_db = self.noise > 0 and self.signal > 0 and 10 * math.log(self.signal / self.noise, 10) or mav.json.null }
 end
 
@@ -126,7 +127,8 @@ function errors.svg(list, title)
   local function add(text, ...) out[#out + 1] = text:format(...) end
   local function x_of(layer) return LEFT + 10 + layer / math.max(last, 1) * (W - 20) end
   local function y_of(value) return TOP + (high - value) / (high - low) * H end
-  add('<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">', LEFT + W + LEGEND, TOP + H + 50)
+  add('<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">', LEFT + W + LEGEND,
+    TOP + H + 50)
   add '<rect width="100%%" height="100%%" fill="white"/>'
   add('<text x="%d" y="22" font-size="15">%s</text>', LEFT, (title:gsub("[&<>]", { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;" })))
   local step = math.max(1, (high - low) // 6)

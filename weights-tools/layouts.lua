@@ -19,7 +19,8 @@ function layouts.wrong(layout, dtype, N, K)
   if layout == "row" then return nil end
   if dtype ~= "f8" then return ("layout %s is for fp8, not %s"):format(layout, dtype) end
   if N % layouts.row_multiple ~= 0 or K % layouts.column_multiple ~= 0 then
-    return ("layout %s needs multiples of %d rows and %d columns, not (%d, %d)"):format(layout, layouts.row_multiple, layouts.column_multiple, N, K)
+    return ("layout %s needs multiples of %d rows and %d columns, not (%d, %d)"):format(layout, layouts.row_multiple,
+      layouts.column_multiple, N, K)
   end
 end
 

@@ -44,7 +44,9 @@ local function open_files(dir, rename)
     local as = name
     if rename then as = rename(name) end
     if as ~= nil and as ~= false then
-      if type(as) ~= "string" then error(("names: %s became a %s; a string, or nil to leave it out, is expected"):format(name, type(as)), 0) end
+      if type(as) ~= "string" then
+        error(("names: %s became a %s; a string, or nil to leave it out, is expected"):format(name, type(as)), 0)
+      end
       if self.own[as] then error(("names: %s and %s both became %s"):format(self.own[as], name, as), 0) end
       self.own[as], self.list[#self.list + 1] = name, as
     end
@@ -90,7 +92,9 @@ local function cache_scales(c, files, prefix)
       for _, name in ipairs { base .. key, base .. own .. key } do
         if c.quant and files:has(name) then
           local value = fault.check(files:get(name)):to "f32"
-          if value:count() ~= 1 then fault.raise("SHAPE", c.dir, "tensor %s has %d elements; one number is allowed", name, value:count()) end
+          if value:count() ~= 1 then
+            fault.raise("SHAPE", c.dir, "tensor %s has %d elements; one number is allowed", name, value:count())
+          end
           value = value:reshape({ 1 }):get(1)
           if not (value > 0 and value < math.huge) then
             fault.raise("RANGE", c.dir, "tensor %s is %.9g; a number above 0 is allowed", name, value)
@@ -118,8 +122,9 @@ local function checked(p, c, files, is_skipped)
 end
 
 local function alike(parts)
-  for _, part in ipairs(parts) do
-    if (part.scale == nil) ~= (parts[1].scale == nil) or part.act ~= parts[1].act or part.in_scale ~= parts[1].in_scale then return false end
+  local a = parts[1]
+  for _, b in ipairs(parts) do
+    if (a.scale == nil) ~= (b.scale == nil) or a.act ~= b.act or a.in_scale ~= b.in_scale then return false end
   end
   return true
 end
@@ -171,8 +176,8 @@ end
 -- ---- rules -----------------------------------------------------------------------------------------------------------------
 
 local DTYPES = { fp8 = "f8", f8 = "f8", bf16 = "bf16", f16 = "f16", f32 = "f32", keep = "keep" }
-local RULE = { match = "a Lua pattern of names, or function(entry)", linear = true, dtype = true, layout = true, compress = true, rename = true,
-  map = true, act = true, in_scale = true }
+local RULE = { match = true, linear = true, dtype = true, layout = true, compress = true, rename = true, map = true, act = true,
+  in_scale = true }
 
 local function expect(rule, key, kinds)
   local kind = type(rule[key])
@@ -235,7 +240,9 @@ end
 ---@return integer
 function Plan:rule(rule)
   local wrong = fault_of(rule)
-  if not wrong and type(rule.rename) == "string" and type(rule.match) ~= "string" then wrong = "rename needs match, a pattern to replace" end
+  if not wrong and type(rule.rename) == "string" and type(rule.match) ~= "string" then
+    wrong = "rename needs match, a pattern to replace"
+  end
   if not wrong and rule.act == "static" and not rule.in_scale then wrong = "act \"static\" needs an in_scale" end
   if wrong then error(wrong, 2) end
   local count = 0
@@ -246,7 +253,9 @@ function Plan:rule(rule)
       if wrong then error(wrong, 2) end
     end
   end
-  if count == 0 then error(("rule %smatches no tensor"):format(type(rule.match) == "string" and ("\"%s\" "):format(rule.match) or ""), 2) end
+  if count == 0 then
+    error(("rule %smatches no tensor"):format(type(rule.match) == "string" and ("\"%s\" "):format(rule.match) or ""), 2)
+  end
   return count
 end
 

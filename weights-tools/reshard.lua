@@ -1,7 +1,7 @@
 --- mav weights reshard: packs for another number of ranks, from the packs alone.
 ---
---- Rows are put together from the old ranks' parts as meta.shards says, block by block, and cut anew. Only bytes are moved, so the result is
---- what a conversion for that number of ranks would have written, to the byte.
+--- Rows are put together from the old ranks' parts as meta.shards says, block by block, and cut anew. Only bytes are moved, so the
+--- result is what a conversion for that number of ranks would have written, to the byte.
 local cli = require "mav.cli"
 local convert = require "mav.weights_tools.convert"
 local fault = require "mav.maverick.fault"
@@ -53,8 +53,8 @@ local function do_reshard(dir, out, options)
   convert.make_directory(out)
   for _, item in ipairs(items) do total = total + sink.bytes { item } end
   local progress, done, begun = options.progress or function() end, 0, mav.now()
-  local s <close> = sink.open(out, items, meta, ranks, { fresh = options.fresh, chunk_bytes = options.chunk_bytes, sync_bytes = options.sync_bytes,
-    progress = function(n, all) progress(n, all, "checking what is there") end })
+  local s <close> = sink.open(out, items, meta, ranks, { fresh = options.fresh, chunk_bytes = options.chunk_bytes,
+    sync_bytes = options.sync_bytes, progress = function(n, all) progress(n, all, "checking what is there") end })
   local is_resumed = s:is_resumed()
   for i, item in ipairs(items) do
     local before = done
@@ -66,8 +66,8 @@ local function do_reshard(dir, out, options)
   end
   source.copy_side_files(dir, out)
   s:finish()
-  local result = { source = dir, out = out, ranks = ranks, packs = {}, source_bytes = total, bytes_written = s.written, resumed = is_resumed,
-    seconds = mav.now() - begun }
+  local result = { source = dir, out = out, ranks = ranks, packs = {}, source_bytes = total, bytes_written = s.written,
+    resumed = is_resumed, seconds = mav.now() - begun }
   for rank = 0, ranks - 1 do result.packs[rank + 1] = sink.path(out, rank, ranks) end
   if options.verify then convert.verify(result.packs, options.progress) end
   return result

@@ -3,8 +3,8 @@
 --- Every tensor is E groups of N rows of K columns: (E, N, K), (N, K), (N). A cut is
 ---
 ---   nil                        every rank has all of it
----   { by = "rows", parts }     parts = {{ rows =, pieces = }, ...}: stacked parts, each cut into equal pieces; with fewer pieces than ranks,
----                              neighbouring ranks have the same one. A rank has its pieces stacked in this order
+---   { by = "rows", parts }     parts = {{ rows =, pieces = }, ...}: stacked parts, each cut into equal pieces; with fewer pieces than
+---                              ranks, neighbouring ranks have the same one. A rank has its pieces stacked in this order
 ---   { by = "columns", pieces } equal column ranges
 ---
 --- Heads stay whole: q, k and v are cut by heads, o by the columns of heads; gate and up by rows of the intermediate width, down by its

@@ -41,12 +41,14 @@ end
 function show.plan(report)
   local rows = { { "tensor", "shape", "from", "to", "layout", "a rank's part", "bytes a rank", "" } }
   for _, t in ipairs(report.tensors) do
-    rows[#rows + 1] = { t.name, fault.shape(t.shape), t.from, t.dtype, t.layout, (t.cut and report.ranks > 1) and fault.shape(t.rank_shape) or "all",
+    local part = t.cut and report.ranks > 1 and fault.shape(t.rank_shape) or "all"
+    rows[#rows + 1] = { t.name, fault.shape(t.shape), t.from, t.dtype, t.layout, part,
       show.bytes(t.rank_bytes), note(t) }
   end
   local total = 0
   for _, pack in ipairs(report.packs) do total = total + pack.bytes end
-  return ("%s\n\n%d tensors, %s to read, %d pack%s of %s each, %s in all\nabout %s, measured on a block of %s, and what the disk takes to write\n")
+  return ("%s\n\n%d tensors, %s to read, %d pack%s of %s each, %s in all\n"
+    .. "about %s, measured on a block of %s, and what the disk takes to write\n")
     :format(lines_of(rows), #report.tensors, show.bytes(report.source_bytes), #report.packs, #report.packs == 1 and "" or "s",
       show.bytes(report.packs[1].bytes), show.bytes(total), progress.duration(math.max(report.seconds, 1)), report.measured_on)
 end
@@ -57,9 +59,10 @@ local WORST = 12 -- tensors in the table of errors
 function show.result(report)
   local out = {}
   if report.errors and #report.errors > 0 then out[1] = errors.table(report.errors, WORST) .. "\n\n" end
-  out[#out + 1] = ("%s: %d pack%s, %s%s in %s (%.0f MB/s of the source)\n"):format(report.out, #report.packs, #report.packs == 1 and "" or "s",
-    report.resumed and "the last " or "", show.bytes(report.bytes_written), progress.duration(report.seconds),
-    report.source_bytes / math.max(report.seconds, 1e-3) / MEGA)
+  local speed = report.source_bytes / math.max(report.seconds, 1e-3) / MEGA
+  out[#out + 1] = ("%s: %d pack%s, %s%s in %s (%.0f MB/s of the source)\n"):format(report.out, #report.packs,
+    #report.packs == 1 and "" or "s", report.resumed and "the last " or "", show.bytes(report.bytes_written),
+    progress.duration(report.seconds), speed)
   return table.concat(out)
 end
 

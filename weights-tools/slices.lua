@@ -1,6 +1,5 @@
 --- The rows of an entry (plan.lua), block by block, as they go into a pack: read from the mapped files, merged by the recipe, cast or
 --- quantized. A block is a few million elements, so that memory stays small however large the tensor is.
-local errors = require "mav.weights_tools.errors"
 local fault = require "mav.maverick.fault"
 local mav = require "mav"
 local op = mav.op
@@ -75,7 +74,7 @@ local function stored_scales(entry, files)
   end
   local flat = scale:reshape { 1, scale:count() }
   local sum, least = op.sum { x = flat * filled(0, { 1 }) }:get(1, 1), op.min { x = flat }:get(1, 1)
-  if sum ~= 0 or not (least >= 0) then
+  if sum ~= 0 or least < 0 then
     fault.raise("RANGE", entry.parts[1].scale, "%s: scales must be finite and not negative", entry.name)
   end
   return scale
@@ -120,7 +119,7 @@ function Work:dense(t) return t.is_contiguous and t or self:get("dense", t.dtype
 
 --- The block as f32, or in the type of the files where that is enough. rows: scales of f8 sources.
 local function values(entry, t, rows, at, work)
-  local x = t
+  local x
   if rows then
     x = work:get("wide", "f32", #t):copy_from(t)
     op.mul { a = x, b = rows, out = x }

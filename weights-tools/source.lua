@@ -9,8 +9,8 @@ source.quoted = quoted
 
 --- Copied beside the packs where they are there.
 source.SIDE_FILES = { "config.json", "generation_config.json", "hf_quant_config.json", "tokenizer.json", "tokenizer_config.json",
-  "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
-  "processor_config.json", "LICENSE", "LICENSE.txt", "USE_POLICY.md" }
+  "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+  "preprocessor_config.json", "processor_config.json", "LICENSE", "LICENSE.txt", "USE_POLICY.md" }
 
 --- Names of the files that hold the tensors of a Hugging Face directory.
 local function tensor_files(dir)
@@ -67,9 +67,10 @@ function source.check(described, when, advice)
   for _, name in ipairs(names) do
     local was, is = described.files[name], now[name]
     if was.bytes ~= is.bytes or was.changed ~= is.changed then
-      fault.raise("STATE", described.dir .. "/" .. name, "changed %s (%s, before %s)%s", when,
-        was.bytes ~= is.bytes and ("%d bytes"):format(is.bytes) or "its time of change is " .. os.date("%F %T", tonumber(is.changed) // 1 | 0),
-        was.bytes ~= is.bytes and ("%d"):format(was.bytes) or os.date("%F %T", tonumber(was.changed) // 1 | 0), advice or "")
+      local function time(stamp) return os.date("%F %T", math.tointeger(tonumber(stamp.changed) // 1)) end
+      local how = was.bytes ~= is.bytes and ("%d bytes, before %d"):format(is.bytes, was.bytes)
+        or ("last on %s, before on %s"):format(time(is), time(was))
+      fault.raise("STATE", described.dir .. "/" .. name, "changed %s (%s)%s", when, how, advice or "")
     end
   end
 end

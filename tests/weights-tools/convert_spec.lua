@@ -57,9 +57,9 @@ describe("convert", function()
     local pack, files = S.packs(dir.path, 1)[1], assert(mav.weights(source))
     local checked = 0
     for _, name in ipairs(files:names()) do
-      local layer, value = name:match "layers%.(%d+)%.self_attn%.o_proj%.input_scale$", nil
+      local layer = name:match "layers%.(%d+)%.self_attn%.o_proj%.input_scale$"
       if layer then
-        value = files:get(name):to("f32"):reshape({ 1 }):get(1)
+        local value = files:get(name):to("f32"):reshape({ 1 }):get(1)
         local info = pack:info(("layers.%d.o"):format(layer))
         assert.are.equal("static", info.act)
         assert.are.equal(value, info.in_scale)

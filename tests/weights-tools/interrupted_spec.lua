@@ -18,7 +18,8 @@ describe_processes("kill -9", function()
       tries = tries + 1
       assert.is_true(tries < 20 * kills, "the command ends before it is killed")
       local seconds = longest * math.random()
-      local _, status = S.shell(("'%s' weights %s >/dev/null & sleep %.3f; kill -9 $! 2>/dev/null; wait $!"):format(S.binary, args, seconds))
+      local _, status = S.shell(("'%s' weights %s >/dev/null & sleep %.3f; kill -9 $! 2>/dev/null; wait $!"):format(S.binary, args,
+        seconds))
       if status == 137 then
         killed = killed + 1
         if S.exists(out .. ".journal") then resumed = resumed + 1 end
@@ -62,9 +63,9 @@ describe("stopped", function()
     local source, a, b = S.model_dir "maverick_mm", dir.path .. "/a", dir.path .. "/b"
     local options = { dtype = "fp8", ranks = 2, chunk_bytes = 4096, sync_bytes = 1 }
     local whole = assert(convert.convert(source, a, options))
-    local stops, count = 0, 0
+    local stops = 0
     for stop = 1, S.is_full and 1000 or 30 do
-      count = 0
+      local count = 0
       options.progress = function()
         count = count + 1
         if count == stop * (S.is_full and 1 or 7) then error({ code = "STATE" }) end

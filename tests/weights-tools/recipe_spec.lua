@@ -109,8 +109,8 @@ describe("a wrong recipe", function()
       ["return {\n  {\n"] = "r.lua:3: ",
       ["\n\nreturn function(plan)\n  plan.x.y = 1\nend"] = "r.lua:4: ",
       ["return function(plan)\n  plan:rule { match = 'haed', dtype = 'fp8' }\nend"] = "r.lua:2: rule \"haed\" matches no tensor",
-      ["return function(plan)\n\n  plan:rule { match = 'head', dtpye = 'fp8' }\nend"] = "r.lua:3: unknown key 'dtpye'; act, compress, dtype,",
-      ["return function(plan) plan:rule { match = 'head', dtype = 'int4' } end"] = "r.lua:1: dtype \"int4\": fp8, bf16, f16, f32 or keep is",
+      ["return function(plan)\n\n  plan:rule { match = 'head', dtpye = 'fp8' }\nend"] = "r.lua:3: unknown key 'dtpye'; act, compress,",
+      ["return function(plan) plan:rule { match = 'head', dtype = 'int4' } end"] = "r.lua:1: dtype \"int4\": fp8, bf16, f16, f32 or",
       ["return function(plan) plan:rule { match = 'norm', dtype = 'fp8' } end"] = "r.lua:1: norm cannot be fp8: it is no matrix",
       ["return function(plan) plan:rule { match = '[', dtype = 'fp8' } end"] = "r.lua:1: match \"[\": malformed pattern",
       ["return function(plan) plan:rule { match = 'head', layout = 'col' } end"] = "r.lua:1: layout \"col\": row or m16n8k16 is allowed",
@@ -214,8 +214,8 @@ describe("reports of errors", function()
     assert.is_truthy(picture:find("^<svg ") and picture:find("a &lt; b", 1, true) and picture:find("</svg>\n$"))
     assert.are.equal(8 * 5 + 4 * 3 + 8, select(2, picture:gsub("<circle", "")))
     if S.binary then
-      local out, status = S.shell(("'%s' weights convert '%s' '%s/x' --dtype fp8 --json --report '%s/r.json' --svg '%s/r.svg'"):format(S.binary,
-        S.tiny, dir.path, dir.path, dir.path))
+      local out, status = S.shell(("'%s' weights convert '%s' '%s/x' --dtype fp8 --json --report '%s/r.json' --svg '%s/r.svg'"):format(
+        S.binary, S.tiny, dir.path, dir.path, dir.path))
       assert.are.equal(0, status, out)
       assert.are.same(assert(mav.json.decode(out)).errors, assert(mav.json.decode(S.read(dir.path .. "/r.json"))).errors)
       assert.are.equal("<svg", S.read(dir.path .. "/r.svg"):sub(1, 4))
