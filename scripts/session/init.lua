@@ -100,6 +100,7 @@ function session.on(shared, seq, context, key)
     end
     self.proposers[i] = state
   end
+  shared.live.sequences = shared.live.sequences + 1
   return self
 end
 
@@ -386,8 +387,10 @@ function Session:complete(prompt, options)
 end
 
 function Session:close()
-  if self.seq then self.seq:close() end
+  if not self.seq then return end
+  self.seq:close()
   self.seq, self.proposers = nil, {}
+  self.loop.live.sequences = self.loop.live.sequences - 1
 end
 Session.__close = Session.close
 

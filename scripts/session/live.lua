@@ -1,6 +1,6 @@
 --- What policies see: one table of numbers, the same in every step, kept up to date without allocation.
 ---
----   steps, length, k_max, sequences     k, accepted of the last step       accepted_mean: tokens a step (acceptance length)
+---   steps, length, k_max, sequences (open sessions of the loop)     k, accepted of the last step       accepted_mean: tokens a step (acceptance length)
 ---   acceptance[d]                       how often level d is accepted when level d - 1 was
 ---   confidence[d], entropy, experts, experts_mean[T]                       when the policy needs them
 ---   us, verify_us, draft_us             of the last step
@@ -14,7 +14,7 @@ local PRIOR = 0.6                        -- acceptance of a level nothing is kno
 local OUTLIER = 3                        -- times of an interrupted step count as this many times the mean
 
 function live.new(loop)
-  local t = { steps = 0, length = 0, k_max = loop.k_max, sequences = 1, drafter = "none", k = 0, accepted = 0, accepted_mean = 1.0,
+  local t = { steps = 0, length = 0, k_max = loop.k_max, sequences = 0, drafter = "none", k = 0, accepted = 0, accepted_mean = 1.0,
     of = false, -- whose steps these are
     acceptance = {}, confidence = {}, entropy = 0.0, experts = 0, experts_mean = {}, us = 0.0, verify_us = 0.0, draft_us = 0.0,
     cost_verify = {}, cost_draft = { [0] = 0.0 }, cost_step = 0.0 }
