@@ -291,7 +291,7 @@ function Loop:drafts(s)
       v = self:trim(s, s.next_k)
       self.spec:drafted(v)
     end
-    return v, mav.now() - started
+    return v, mav.now() - started - self.capture_s
   end
   local v = self:trim(s, self.waiting)
   self.spec:drafted(v)
