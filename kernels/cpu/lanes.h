@@ -189,4 +189,13 @@ V16_INLINE v16i v16_to_f8(v16 x) {
   return v16i_or(v16_bits(code), v16i_and(v16i_shr(b, 24), v16i_set1(0x80)));
 }
 
+/* The value of the e4m3 code in each lane (0..255): mavk_f32_from_f8. */
+V16_INLINE v16 v16_from_f8(v16i code) {
+  const v16i a = v16i_and(code, v16i_set1(0x7f)), sign = v16i_shl(v16i_and(code, v16i_set1(0x80)), 24);
+  const v16 number = v16_from_i32(a), normal = v16_from_bits(v16i_add(v16i_shl(a, 20), v16i_set1(120 << 23)));
+  v16 x = v16_select_lt(number, v16_set1(8), v16_mul(number, v16_set1(0x1p-9f)), normal);
+  x = v16_select_eq(number, v16_set1(127), v16_from_bits(v16i_set1(0x7ff00000)), x);
+  return v16_from_bits(v16i_or(v16_bits(x), sign));
+}
+
 #endif
