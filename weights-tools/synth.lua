@@ -8,6 +8,7 @@
 local cli = require "mav.cli"
 local config = require "mav.maverick.config"
 local fault = require "mav.maverick.fault"
+local hf = require "mav.weights_tools.hf"
 local mav = require "mav"
 local reader = require "mav.maverick.reader"
 local show = require "mav.weights_tools.show"
@@ -16,7 +17,6 @@ local source = require "mav.weights_tools.source"
 local synth = {}
 
 local FORMATS = { ["hf-bf16"] = true, ["hf-ct-fp8"] = true, ["hf-modelopt-fp8"] = true }
-local WIDTH = { BF16 = 2, F32 = 4, F8_E4M3 = 1 }
 local PERIOD = (1 << 20) - 3 -- a prime
 local REPEATS = 8 -- periods written at once
 local CODE_STD = 100.0 -- standard deviation of FP8 codes; 448 is the largest
@@ -186,10 +186,7 @@ local function tensors_of(c, format, is_multimodal, vision)
   end
   list:norm(prefix .. "model.norm.weight", c.hidden)
   if c.tied == false then list:add(prefix .. "lm_head.weight", "BF16", { c.vocab, c.hidden }, "normal", 2 / math.sqrt(c.hidden)) end
-  for _, t in ipairs(list) do
-    t.bytes = WIDTH[t.dtype]
-    for _, size in ipairs(t.shape) do t.bytes = t.bytes * size end
-  end
+  for _, t in ipairs(list) do hf.sized(t) end
   return list
 end
 
@@ -222,60 +219,6 @@ local function quantization_of(format, list)
   return { quant_method = "modelopt", quant_algo = "FP8", producer = producer, ignore = ignore, kv_cache_scheme = kind,
     config_groups = { group_0 = { targets = targets, weights = kind, input_activations = kind } } },
     { producer = producer, quantization = { quant_algo = "FP8", kv_cache_quant_algo = "FP8", exclude_modules = ignore } }
-end
-
--- ---- shards ---------------------------------------------------------------------------------------------------------------
-
---- Cuts the list into runs of at most `limit` bytes, or of one tensor.
-local function cut(list, limit)
-  local shards, room = {}, -1
-  for _, t in ipairs(list) do
-    if t.bytes > room or #shards == 0 then shards[#shards + 1], room = {}, limit end
-    table.insert(shards[#shards], t)
-    room = room - t.bytes
-  end
-  return shards
-end
-
---- Exactly `count` shards, the largest as small as may be.
-local function partition(list, count)
-  if count > #list then fault.raise("INVALID", "--shards " .. count, "there are %d tensors, and a tensor is not divided", #list) end
-  local low, high = 0, 0
-  for _, t in ipairs(list) do
-    low, high = math.max(low, t.bytes), high + t.bytes
-  end
-  while low < high do
-    local middle = (low + high) // 2
-    if #cut(list, middle) <= count then high = middle else low = middle + 1 end
-  end
-  local shards = cut(list, low)
-  while #shards < count do -- halve the one with the most tensors
-    local most = 1
-    for i, shard in ipairs(shards) do
-      if #shard > #shards[most] then most = i end
-    end
-    local whole = shards[most]
-    local half = #whole // 2
-    shards[most] = table.move(whole, 1, half, 1, {})
-    table.insert(shards, most + 1, table.move(whole, half + 1, #whole, 1, {}))
-  end
-  return shards
-end
-
---- The 8 bytes and the JSON before a shard's data. Sets the tensors' order: wide elements first, so that all are aligned.
-local function header_of(shard)
-  for i, t in ipairs(shard) do t.order = i end
-  table.sort(shard, function(a, b)
-    if WIDTH[a.dtype] ~= WIDTH[b.dtype] then return WIDTH[a.dtype] > WIDTH[b.dtype] end
-    return a.order < b.order
-  end)
-  local entries, at = { __metadata__ = { format = "pt" } }, 0
-  for _, t in ipairs(shard) do
-    entries[t.name] = { dtype = t.dtype, shape = mav.json.array(t.shape), data_offsets = mav.json.array { at, at + t.bytes } }
-    at = at + t.bytes
-  end
-  local text = mav.json.encode(entries)
-  return ("<I8"):pack(#text + -#text % 8) .. text .. (" "):rep(-#text % 8)
 end
 
 -- ---- bytes ----------------------------------------------------------------------------------------------------------------
@@ -318,74 +261,29 @@ function Fill:pattern(t)
   return self.patterns[key]
 end
 
-local function write(file, text, path)
-  local ok, err = file:write(text)
-  if not ok then fault.raise("IO", path, "%s", (err:gsub("^.-: ", ""))) end
-end
-
---- Bytes of a tensor at the file's place. Returns whether it ends in a hole.
-function Fill:write(file, t, path)
+--- The bytes of a tensor.
+function Fill:put(out, t)
   if type(t.fill) == "number" then
     local one = t.dtype == "F32" and ("<f"):pack(t.fill) or mav.tensor({ t.fill }, { dtype = "bf16" }):bytes()
-    write(file, one:rep(t.bytes // #one), path)
-    return false
+    return out:write(one:rep(t.bytes // #one))
   end
   local start = math.random(0, PERIOD - 1)
   local is_matrix = t.fill ~= "scales"
-  if is_matrix and self.sparse then
-    if not file:seek("cur", t.bytes) then fault.raise("IO", path, "cannot be made so large") end
-    return t.bytes > 0
-  end
+  if is_matrix and self.sparse then return out:skip(t.bytes) end
   local long = is_matrix and self.fill == "zero" and self.zeros or self:pattern(t)
-  local at, left = start * WIDTH[t.dtype] % #long, t.bytes
+  local at, left = start * hf.WIDTH[t.dtype] % #long, t.bytes
   while left > 0 do
     local piece = at == 0 and left >= #long and long or long:sub(at + 1, math.min(#long, at + left))
-    write(file, piece, path)
+    out:write(piece)
     left, at = left - #piece, 0
     self.done = self.done + #piece
     self.progress(self.done, self.total, t.name)
-  end
-  return false
-end
-
-local function write_shard(fill, shard, path)
-  local part = path .. ".part"
-  local file, err = io.open(part, "wb")
-  if not file then fault.raise("IO", part, "%s", (err:gsub("^.-: ", ""))) end
-  local ok, why = pcall(function()
-    write(file, header_of(shard), part)
-    local is_hole = false
-    for _, t in ipairs(shard) do
-      if t.bytes > 0 then is_hole = fill:write(file, t, part) end
-    end
-    if is_hole then -- a file is as long as what was written last
-      file:seek("cur", -1)
-      write(file, "\0", part)
-    end
-    local closed, reason = file:close()
-    if not closed then fault.raise("IO", part, "%s", (reason:gsub("^.-: ", ""))) end
-    local renamed, wrong = os.rename(part, path)
-    if not renamed then fault.raise("IO", path, "%s", wrong) end
-  end)
-  if not ok then
-    if io.type(file) == "file" then file:close() end
-    os.remove(part)
-    error(why, 0)
   end
 end
 
 -- ---- the directory ----------------------------------------------------------------------------------------------------------
 
 local function encode(value) return mav.json.encode(value, { indent = 2 }) .. "\n" end
-
-local function prepare_directory(out, force)
-  if reader.exists(out .. "/config.json") then
-    if not force then fault.raise("STATE", out, "a model is there already; give another directory, or --force to replace it") end
-    os.execute("rm -f -- " .. source.quoted(out) .. "/model*.safetensors " .. source.quoted(out) .. "/model.safetensors.index.json "
-      .. source.quoted(out) .. "/hf_quant_config.json")
-  end
-  if os.execute("mkdir -p -- " .. source.quoted(out)) ~= true then fault.raise("IO", out, "the directory cannot be made") end
-end
 
 --- Copies the tokenizer's files where they fit, or from the directory that was asked for.
 local function copy_tokenizer(out, asked, vocab)
@@ -411,15 +309,15 @@ local function do_write(out, options)
   local begun, format = mav.now(), options.format or "hf-bf16"
   if not FORMATS[format] then error(("format %s: hf-bf16, hf-ct-fp8 or hf-modelopt-fp8 is allowed"):format(fault.show(format)), 0) end
   local raw = override(base_config(options.shape or "tiny"), options)
-  prepare_directory(out, options.force)
+  hf.prepare(out, options.force)
   source.write(out .. "/config.json", encode(raw))
   local c = fault.check(config.read(out))
   local list = tensors_of(c, format, type(raw.text_config) == "table", type(raw.vision_config) == "table" and raw.vision_config or {})
   if format ~= "hf-bf16" then
-    local quantization, hf = quantization_of(format, list)
+    local quantization, own_file = quantization_of(format, list)
     raw.quantization_config = quantization
     source.write(out .. "/config.json", encode(raw))
-    if hf then source.write(out .. "/hf_quant_config.json", encode(hf)) end
+    if own_file then source.write(out .. "/hf_quant_config.json", encode(own_file)) end
   end
   source.write(out .. "/generation_config.json", encode { bos_token_id = c.bos, eos_token_id = mav.json.array(c.eos) })
   local tokenizer = copy_tokenizer(out, options.tokenizer, c.vocab)
@@ -427,19 +325,11 @@ local function do_write(out, options)
   local seed = options.seed or 0
   local normal = (not options.sparse or format == "hf-ct-fp8") and draw(seed) or nil -- scales are no holes
   math.randomseed(seed, 1)
-  local shards, total = partition(list, options.shards or 1), 0
+  local shards, total = hf.partition(list, options.shards or 1), 0
   for _, t in ipairs(list) do total = total + t.bytes end
   local fill = setmetatable({ patterns = {}, normal = normal, sparse = options.sparse, fill = options.fill or "random",
     zeros = ("\0"):rep(8 << 20), done = 0, total = total, progress = options.progress or function() end }, Fill)
-  local map, files = {}, {}
-  for i, shard in ipairs(shards) do
-    files[i] = #shards == 1 and "model.safetensors" or ("model-%05d-of-%05d.safetensors"):format(i, #shards)
-    write_shard(fill, shard, out .. "/" .. files[i])
-    for _, t in ipairs(shard) do map[t.name] = files[i] end
-  end
-  if #shards > 1 then
-    source.write(out .. "/model.safetensors.index.json", encode { metadata = { total_size = total }, weight_map = map })
-  end
+  local files = hf.write(out, shards, function(file, t) fill:put(file, t) end)
   return { out = out, format = format, files = mav.json.array(files), tensors = #list, bytes = total, layers = c.layers,
     experts = c.experts, tokenizer = tokenizer, sparse = options.sparse or false, seconds = mav.now() - begun }
 end
