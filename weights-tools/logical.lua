@@ -15,6 +15,16 @@ local logical = {}
 local BLOCK, UNPACKED_BLOCK = 1 << 20, 8 << 20 -- elements; of compressed tensors, whose chunks are 16 MiB
 local ROWS_MULTIPLE = 16
 
+local BESIDE = { "^vision_model%.", "^multi_modal_projector%.", "%.rotary_emb%.inv_freq$" }
+
+--- Is the tensor none of the text decoder's? Packs have no such.
+function logical.is_beside(name)
+  for _, pattern in ipairs(BESIDE) do
+    if name:find(pattern) then return true end
+  end
+  return false
+end
+
 -- ---- one tensor -----------------------------------------------------------------------------------------------------------
 
 --- name, dtype (of its first part), E, N, K, is_quantized, act, in_scale, and block, scales, values of rows.

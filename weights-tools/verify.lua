@@ -212,15 +212,6 @@ end
 
 -- ---- against the checkpoint -----------------------------------------------------------------------------------------------
 
-local SKIPPED = { "^vision_model%.", "^multi_modal_projector%.", "%.rotary_emb%.inv_freq$" }
-
-local function is_skipped(name)
-  for _, pattern in ipairs(SKIPPED) do
-    if name:find(pattern) then return true end
-  end
-  return false
-end
-
 local WIDTH = { f32 = 4, bf16 = 2, f16 = 2, f8 = 1 }
 
 --- What a comparison must give: "exact", or the least SQNR in dB.
@@ -284,7 +275,7 @@ local function check_source(report, dir, path, progress)
         done = done + elements * WIDTH[t.dtype]
         progress(done, total, t.name)
       end)
-    elseif not is_skipped(t.name) and not (t.name == "head" and config.read(dir) and config.read(dir).tied ~= false) then
+    elseif not logical.is_beside(t.name) and not (t.name == "head" and config.read(dir) and config.read(dir).tied ~= false) then
       report:problem("source", "%s of the source is not in the packs", t.name)
     end
   end
