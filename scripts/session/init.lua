@@ -114,6 +114,7 @@ function Session:fork(options)
   local other = session.on(self.loop, self.seq:fork { key = key }, self.context, key)
   table.move(self.ids, 1, self.length, 1, other.ids)
   other.length, other.settled, other.stepping = self.length, self.settled, self.stepping
+  other.next_k, other.off = self.next_k, self.off
   local seen = self.loop.state.seen
   if seen then seen:select(1, other.seq.id + 1):copy_from(seen:select(1, self.seq.id + 1)) end
   return other
