@@ -153,7 +153,12 @@ describe("the distribution of sampling with drafts", function()
     for _, shape in ipairs { { policy = 2 }, { tree = { 3, 2 } } } do
       it(("is kept: %s, %s"):format(rule, S.shape_text(shape)), function()
         local accepted = 0
-        for chain in pairs(CHAINS) do accepted = math.max(accepted, kept(chain, shape, { accept = rule }).accepted) end
+        local again = rule == "keyed" and shape.tree -- the very texts of the chain of drafts
+        for chain in pairs(CHAINS) do
+          if S.is_full or not again or chain == "filters" then
+            accepted = math.max(accepted, kept(chain, shape, { accept = rule }).accepted)
+          end
+        end
         assert.is_true(accepted > 0.1) -- else nothing would be tested
       end)
     end
@@ -267,7 +272,7 @@ if S.is_full then
       for chain, options in pairs(CHAINS) do
         for _, rule in ipairs { "keyed", "rejection" } do
           for _, shape in ipairs { { policy = 2 }, { tree = { 3, 2 } } } do
-            local t = run(model, prompt, S.strategy(drafter, shape, { accept = rule, sample = options }), KEYS // 6)
+            local t = run(model, prompt, S.strategy(drafter, shape, { accept = rule, sample = options }), KEYS // 20)
             local name = ("eagle3, %s, %s, %s"):format(rule, S.shape_text(shape), chain)
             show(name, t)
             assert.is_true(t.freedom > 20 and t.accepted > 0.05 and t.p > P_MIN, text(name, t))

@@ -46,7 +46,7 @@ describe("a step with drafts allocates nothing:", function()
     it(name, function()
       local drafter, more = table.unpack(case)
       if case[3] then more.sample = repeating end
-      local s <close> = model:session { strategy = S.strategy(S.drafter(model, drafter), more), context = 2048 }
+      local s <close> = model:session { strategy = S.strategy(S.drafter(model, drafter), more), context = 4000 }
       s:append(prompt)
       s:prefill()
       s.loop:request(s)
