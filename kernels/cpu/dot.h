@@ -15,7 +15,8 @@
  *
  * Tiles: NR weight rows by TR tokens in registers. Few tokens are bound by memory: while a tile works, the lines of the rows
  * after it are prefetched in the order of their addresses, which keeps the memory busy as a plain sweep does (rows side by
- * side alone confuse the hardware's own prefetching and reach two thirds). Many tokens are bound by FMA.
+ * side alone confuse the hardware's own prefetching and reach two thirds). Many tokens are bound by FMA: on AVX2 a tile then
+ * takes one half of the lanes after the other, which makes room for twelve rows by tokens.
  */
 #ifndef MAVK_DOT_H
 #define MAVK_DOT_H
@@ -23,8 +24,7 @@
 #include "cpu.h"
 #include "simd.h"
 
-/* A tile works on one native register at a time (DOT_PARTS of them make the 16 lanes), so that the accumulators of a tile
- * and what it widens fit in the registers of either instruction set. */
+/* A tile works on one native register at a time; DOT_PARTS of them make the 16 lanes. */
 #if MAVK_ISA_avx512
 #define DOT_PARTS 1
 typedef __m512 dot_vec;
@@ -42,7 +42,10 @@ V16_INLINE dot_vec dot_f8(dot_raw r, int j) {
   dot_raw pair = _mm512_srai_epi16(j & 1 ? r : _mm512_slli_epi16(r, 8), 4);
   return _mm512_castsi512_ps(_mm512_and_si512(j < 2 ? _mm512_slli_epi32(pair, 16) : pair, _mm512_set1_epi32((int32_t)0x87f00000)));
 }
-V16_INLINE v16 dot_lanes(const dot_vec *parts) { return parts[0]; }
+/* An accumulator as it is summed, and four of those. */
+typedef v16 dot_sum;
+V16_INLINE dot_sum dot_folded(const dot_vec *parts) { return parts[0]; }
+V16_INLINE __m128 dot_sum4(dot_sum a, dot_sum b, dot_sum c, dot_sum d) { return v16_sum4(a, b, c, d); }
 #else
 #define DOT_PARTS 2
 typedef __m256 dot_vec;
@@ -60,7 +63,18 @@ V16_INLINE dot_vec dot_f8(dot_raw r, int j) {
   dot_raw pair = _mm256_srai_epi16(j & 1 ? r : _mm256_slli_epi16(r, 8), 4);
   return _mm256_castsi256_ps(_mm256_and_si256(j < 2 ? _mm256_slli_epi32(pair, 16) : pair, _mm256_set1_epi32((int32_t)0x87f00000)));
 }
-V16_INLINE v16 dot_lanes(const dot_vec *parts) { return (v16){parts[0], parts[1]}; }
+/* An accumulator as it is summed, folded once, and four of those: the order of v16_sum. */
+typedef __m256 dot_sum;
+V16_INLINE dot_sum dot_folded(const dot_vec *parts) { return _mm256_add_ps(parts[0], parts[1]); }
+V16_INLINE __m128 dot_sum4(dot_sum a, dot_sum b, dot_sum c, dot_sum d) {
+  const __m256 ac = _mm256_add_ps(_mm256_permute2f128_ps(a, c, 0x20), _mm256_permute2f128_ps(a, c, 0x31));
+  const __m256 bd = _mm256_add_ps(_mm256_permute2f128_ps(b, d, 0x20), _mm256_permute2f128_ps(b, d, 0x31));
+  const __m256d x = _mm256_castps_pd(ac), y = _mm256_castps_pd(bd);
+  /* a a b b | c c d d */
+  const __m256 p = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+  const __m256 s = _mm256_add_ps(p, _mm256_movehdup_ps(p));
+  return _mm_shuffle_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1), 0x88);
+}
 #endif
 #define DOT_LANES (16 / DOT_PARTS)
 

@@ -24,7 +24,9 @@ static void up_piece(const mavk_args_ffn_up *a, const half *p, int64_t f, int64_
     float *h = (float *)a->h.p + slot * F + f;
     for (int64_t i = 0; i < end - f; i += 16) {
       const int64_t n = mavk_min(16, end - f - i);
-      v16_store_n(h + i, v16_mul(v16_silu(v16_load_n(g + r * step + i, n)), v16_load_n(u + r * step + i, n)), n);
+      const v16 x = v16_mul(v16_silu(v16_load_n(g + r * step + i, n)), v16_load_n(u + r * step + i, n));
+      if (n == 16) v16_store(h + i, x); /* masked stores are slow on some processors */
+      else v16_store_n(h + i, x, n);
     }
   }
 }

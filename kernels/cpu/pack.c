@@ -25,8 +25,10 @@ void MAVK_CPU(norm_row)(float *dst, const float *x, const mavk_array *w, int64_t
   const v16 r = v16_set1(1.0f / sqrtf(v16_sum(ss) / (float)D + eps));
   for (int64_t i = 0; i < D; i += 16) {
     const int64_t n = mavk_min(16, D - i);
-    v16 v = v16_mul(v16_load_n(x + i, n), r);
-    v16_store_n(dst + i, w ? v16_mul(v, load_weight(w, i, n)) : v, n);
+    v16 v = v16_mul(n == 16 ? v16_load(x + i) : v16_load_n(x + i, n), r);
+    if (w) v = v16_mul(v, load_weight(w, i, n));
+    if (n == 16) v16_store(dst + i, v); /* masked stores are slow on some processors */
+    else v16_store_n(dst + i, v, n);
   }
 }
 
