@@ -484,6 +484,68 @@ MAV_API mav_err mav_pack_writer_finish(mav_pack_writer *w, mav_diag *diag);
 /* Frees it. Not finished: whole chunks stay for the next writer. */
 MAV_API void mav_pack_writer_close(mav_pack_writer *w);
 
+/* ---- GGUF ------------------------------------------------------------------------------------------------------------ */
+
+/* One GGUF file (llama.cpp), mapped and fully checked: metadata by key, tensors by name. */
+typedef struct mav_gguf mav_gguf;
+
+typedef enum mav_gguf_type { /* of metadata, as the format numbers them */
+  MAV_GGUF_U8,
+  MAV_GGUF_I8,
+  MAV_GGUF_U16,
+  MAV_GGUF_I16,
+  MAV_GGUF_U32,
+  MAV_GGUF_I32,
+  MAV_GGUF_F32,
+  MAV_GGUF_BOOL,
+  MAV_GGUF_STRING,
+  MAV_GGUF_ARRAY,
+  MAV_GGUF_U64,
+  MAV_GGUF_I64,
+  MAV_GGUF_F64,
+} mav_gguf_type;
+
+typedef struct mav_gguf_value {
+  const char *key;
+  mav_gguf_type type, of; /* of: of the elements of an array; else type */
+  uint64_t count;         /* elements of an array; else 1 */
+  const void *data;       /* unaligned: use mav_gguf_next */
+} mav_gguf_value;
+
+typedef struct mav_gguf_item {
+  uint64_t index;  /* from 1 */
+  int64_t integer; /* bits of a U64 */
+  double real;
+  const char *text; /* a string: not terminated, any bytes; else NULL */
+  size_t bytes;
+} mav_gguf_item;
+
+typedef struct mav_gguf_entry {
+  const char *name, *type; /* "bf16", "q8_0", "q4_k", ... */
+  const char *unreadable;  /* why no tensor can be made of it; NULL: one can */
+  mav_dtype dtype;         /* of such tensors: q8_0 becomes f32 */
+  int dims;
+  int64_t shape[MAV_DIMS_MAX]; /* outermost first, as everywhere here */
+  bool is_blocks;              /* stored in blocks that share a scale */
+  const void *data;
+  size_t bytes; /* in the file */
+  uint64_t offset;
+} mav_gguf_entry;
+
+MAV_API mav_err mav_gguf_open(mav_gguf **out, const char *path, mav_diag *diag);
+MAV_API mav_gguf *mav_gguf_retain(mav_gguf *g);
+MAV_API void mav_gguf_release(mav_gguf *g);
+MAV_API int mav_gguf_count(const mav_gguf *g);
+MAV_API const mav_gguf_entry *mav_gguf_get(const mav_gguf *g, int i); /* NULL: no such index */
+MAV_API int mav_gguf_find(const mav_gguf *g, const char *name);       /* -1: none */
+MAV_API int mav_gguf_keys(const mav_gguf *g);
+MAV_API const mav_gguf_value *mav_gguf_get_key(const mav_gguf *g, int i);
+MAV_API int mav_gguf_find_key(const mav_gguf *g, const char *key);
+/* The next element of a value; *at is NULL before the first. False: there is none left. */
+MAV_API bool mav_gguf_next(const mav_gguf_value *v, const void **at, mav_gguf_item *item);
+/* Rows [first, first + count) of all but the last dimension, as (count, columns): read-only on the mapped file, or widened. */
+MAV_API mav_err mav_gguf_rows(mav_gguf *g, int i, mav_runtime *rt, int64_t first, int64_t count, mav_tensor **out);
+
 /* ---- tokenizer ------------------------------------------------------------------------------------------------------- */
 
 /* tokenizer.json: byte-level BPE with added tokens. Independent of any runtime; safe to share between threads. */

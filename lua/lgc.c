@@ -24,6 +24,7 @@ static void release_weights(void *p) { mav_weights_release(p); }
 static void release_safetensors(void *p) { mav_safetensors_close(p); }
 static void release_pack(void *p) { mav_pack_release(p); }
 static void release_pack_writer(void *p) { mav_pack_writer_close(p); }
+static void release_gguf(void *p) { mav_gguf_release(p); }
 static void release_tokenizer(void *p) { mav_tokenizer_release(p); }
 static void release_stream(void *p) { mav_detokenizer_free(p); }
 static void release_comm(void *p) { mav_comm_release(p); }
@@ -45,6 +46,7 @@ static const struct {
     [LMAV_SAFETENSORS] = {"mav.safetensors", release_safetensors, 0},
     [LMAV_PACK] = {"mav.pack", release_pack, 1}, /* 1: meta */
     [LMAV_PACK_WRITER] = {"mav.pack_writer", release_pack_writer, 0},
+    [LMAV_GGUF] = {"mav.gguf", release_gguf, 0},
     [LMAV_TOKENIZER] = {"mav.tokenizer", release_tokenizer, 0},
     [LMAV_STREAM] = {"mav.stream", release_stream, 1}, /* 1: its tokenizer */
     [LMAV_COMM] = {"mav.comm", release_comm, 0},

@@ -343,6 +343,7 @@ int luaopen_mav(lua_State *L) {
   lmav_open_spec(L);
   lmav_open_weights(L);
   lmav_open_pack(L);
+  lmav_open_gguf(L);
   lmav_open_tokenizer(L);
   lmav_open_comm(L);
   lmav_open_json(L);

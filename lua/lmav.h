@@ -38,6 +38,7 @@ typedef enum lmav_kind {
   LMAV_SAFETENSORS,
   LMAV_PACK,
   LMAV_PACK_WRITER,
+  LMAV_GGUF,
   LMAV_TOKENIZER,
   LMAV_STREAM,
   LMAV_COMM,
@@ -161,6 +162,7 @@ void lmav_open_graph(lua_State *L);
 void lmav_open_spec(lua_State *L);
 void lmav_open_weights(lua_State *L);
 void lmav_open_pack(lua_State *L);
+void lmav_open_gguf(lua_State *L);
 void lmav_open_tokenizer(lua_State *L);
 void lmav_open_comm(lua_State *L);
 void lmav_open_json(lua_State *L);

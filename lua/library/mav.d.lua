@@ -564,6 +564,51 @@ function PackWriter:finish() end
 ---Not finished: whole chunks stay for the next writer.
 function PackWriter:close() end
 
+---A GGUF file, mapped and fully checked.
+---@class mav.Gguf
+---@operator len: integer
+local Gguf = {}
+
+---type: as the file has it; dtype: of tensors made of it; unreadable: why none can be made.
+---@alias mav.GgufInfo {type: string, dtype: mav.Dtype, shape: integer[], bytes: integer, unreadable?: string}
+
+---@param path string
+---@return mav.Gguf? file
+---@return mav.Error? err
+function mav.gguf(path) end
+
+---@return string[] names of the tensors; a new table
+function Gguf:names() end
+
+---@param name string
+---@return boolean
+function Gguf:has(name) end
+
+---@param name string
+---@return mav.GgufInfo? info nil: no such tensor
+function Gguf:info(name) end
+
+---Rows of a tensor, (count, columns), all dimensions but the last taken together: read-only on the mapped file, or widened to f32.
+---@param name string
+---@param first? integer from 1
+---@param last? integer the last one
+---@param options? {runtime?: mav.Runtime}
+---@return mav.Tensor? t
+---@return mav.Error? err
+function Gguf:rows(name, first, last, options) end
+
+---@return string[] keys of the metadata; a new table
+function Gguf:keys() end
+
+---A value of the metadata; an array as a table.
+---@param key string
+---@return any value nil: no such key
+---@return string? type "u32", "f32", "bool", "string", "array", ...
+function Gguf:value(key) end
+
+---Gives this reference up. The file stays mapped while a tensor is on it.
+function Gguf:close() end
+
 ---A byte-level BPE tokenizer. `#tok` is one more than the largest id.
 ---@class mav.Tokenizer
 ---@operator len: integer

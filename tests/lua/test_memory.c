@@ -125,6 +125,12 @@ static const struct {
      "assert(mav.pack(path)) local _ = p.meta, p:names(), p:info 'w', tostring(p), p:verify('w', 1) assert(p:tensor 'w') "
      "assert(p:tensor('s', {copy = true})) assert(p:read('w', 10, 5000)) p:tensor 'nothing' end) "
      "for _, suffix in ipairs{'', '.part', '.journal'} do os.remove(path .. suffix) end assert(ok, err)"},
+    {"gguf",
+     "local path = os.tmpname() local ok, err = pcall(function() local f = io.open(path, 'wb') f:write('GGUF', ('<I4I8I8'):pack(3, 1, 2), "
+     "('<s8I4I4I8s8s8'):pack('list', 9, 8, 2, 'a', 'b'), ('<s8I4f'):pack('x', 6, 1), ('<s8I4I8I8I4I8'):pack('q', 2, 32, 1, 8, 0)) "
+     "f:write(('\\0'):rep(-f:seek() % 32 + 34)) f:close() local g <close> = assert(mav.gguf(path)) local _ = g:names(), g:keys(), "
+     "g:info 'q', g:value 'list', g:value 'x', tostring(g), g:has 'q' assert(g:rows 'q') g:rows 'none' end) os.remove(path) "
+     "assert(ok, err)"},
     {"tokenizer",
      "local t = assert(mav.tokenizer(dir)) local ids = assert(t:encode 'local x = 1') assert(t:decode(ids)) local s = assert(t:stream()) "
      "for _, id in ipairs(ids) do s:push(id) end s:finish() t:piece(ids[1]) t:find 'a' t:encode '\\xff'"},
