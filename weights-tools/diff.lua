@@ -12,7 +12,6 @@ local source = require "mav.weights_tools.source"
 local diff = {}
 
 local OPTIONS = { match = true, progress = true }
-local WIDTH = { f32 = 4, bf16 = 2, f16 = 2, f8 = 1, i32 = 4, i64 = 8, u8 = 1 }
 local ROWS, ONLY_MAX = 40, 8 -- shown in text
 
 -- ---- comparing --------------------------------------------------------------------------------------------------------------
@@ -35,7 +34,7 @@ local function do_diff(a_path, b_path, options)
     local other = b.by_name[t.name]
     if other and wanted(t.name) then
       pairs_of[#pairs_of + 1] = { t, other }
-      total = total + t:elements() * WIDTH[t.dtype]
+      total = total + t:bytes()
     elseif wanted(t.name) then
       table.insert(logical.is_beside(t.name) and beside or only_a, t.name)
     end
@@ -56,7 +55,7 @@ local function do_diff(a_path, b_path, options)
     else
       local err
       r, err = fault.catch(logical.compare, x, y, function(elements)
-        done = done + elements * WIDTH[x.dtype]
+        done = done + x:bytes(elements)
         if options.progress then options.progress(done, total, x.name) end
       end)
       r = r or { why = tostring(err) }

@@ -7,6 +7,7 @@
 ---   4. Memory stays small: blocks of rows, whatever the size of a tensor.
 local cli = require "mav.cli"
 local fault = require "mav.maverick.fault"
+local gguf = require "mav.maverick.gguf"
 local hf = require "mav.weights_tools.hf"
 local logical = require "mav.weights_tools.logical"
 local mav = require "mav"
@@ -116,7 +117,7 @@ end
 function List:dtype_of(t)
   if t.dtype ~= "f8" then
     if t.is_quantized and t.act ~= "none" then self.unrounded = self.unrounded + 1 end
-    return self.dtype ~= "keep" and self.dtype or t.dtype
+    return self.dtype ~= "keep" and self.dtype or hf.DTYPES[t.dtype] and t.dtype or "f32" -- blocks of GGUF files
   end
   if not t.is_quantized then fault.raise("UNSUPPORTED", self.path, "tensor %s is f8 without a scale", t.name) end
   return self.dtype == "keep" and "f8" or self.dtype
@@ -244,8 +245,8 @@ end
 
 --- The raw config of what is exported.
 local function read_config(model)
-  if model.config then return model.config end
   local path = model.store.path
+  if model.store.kind == "gguf" then return (gguf.config(path)) end
   local dir = model.store.kind == "pack" and (path:match "^(.*)/[^/]*$" or ".") or path
   return reader.read_json(dir .. "/config.json"), dir
 end

@@ -144,9 +144,9 @@ local function kind_text(s)
   return KINDS[s.kind]
 end
 
---- The model of a directory's config.json in a line; nil: none that is understood.
+--- The model of a directory's config.json, or of a GGUF file, in a line; nil: none that is understood.
 local function model_text(s)
-  if s.kind == "gguf" or not reader.exists(s.path .. "/config.json") then return nil end
+  if s.kind ~= "gguf" and not reader.exists(s.path .. "/config.json") then return nil end
   local c = config.read(s.path)
   if not c then return nil end
   local moe = 0

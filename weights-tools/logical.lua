@@ -27,7 +27,7 @@ end
 
 -- ---- one tensor -----------------------------------------------------------------------------------------------------------
 
---- name, dtype (of its first part), E, N, K, is_quantized, act, in_scale, and block, scales, values of rows.
+--- name, dtype (of its first part), width (bytes of an element), E, N, K, is_quantized, act, in_scale, and block, scales, values of rows.
 local Tensor = {}
 Tensor.__index = Tensor
 
@@ -64,6 +64,9 @@ end
 
 function Tensor:elements() return self.E * self.N * self.K end
 
+--- Of so many elements, or of all.
+function Tensor:bytes(elements) return (elements or self:elements()) * self.width // 1 | 0 end
+
 --- "(8, 128, 256)"
 function Tensor:shape_text() return fault.shape(self.E > 1 and { self.E, self.N, self.K } or { self.N, self.K }) end
 
@@ -77,6 +80,8 @@ function Model:add(t)
   local entry = self.store.entries[t.part or t.parts and t.parts[1] or t.of]
   if not t.E then t.E, t.N, t.K = self.store:geometry(entry.name) end
   t.store, t.dtype, t.raw, t.is_quantized = self.store, entry.dtype, entry.raw, entry.scale ~= nil
+  local E, N, K = self.store:geometry(entry.name)
+  t.width = entry.bytes / math.max(1, E * N * K)
   t.act, t.in_scale = t.act or entry.act, t.in_scale or entry.in_scale
   if self.by_name[t.name] then fault.raise("FORMAT", self.store.path, "two tensors are %s", t.name) end
   self.by_name[t.name], self.list[#self.list + 1] = setmetatable(t, Tensor), t
@@ -179,6 +184,21 @@ local function open_packs(self)
   self.kv = type(s.meta.kv) == "table" and s.meta.kv or nil
 end
 
+local GGUF_TOP = { ["token_embd.weight"] = "embed", ["output_norm.weight"] = "norm", ["output.weight"] = "head" }
+local GGUF_LAYER = { attn_norm = "attn_norm", ffn_norm = "ffn_norm", attn_q = "q", attn_k = "k", attn_v = "v", attn_output = "o",
+  ffn_gate_inp = "router" }
+for _, key in ipairs { "gate", "up", "down" } do
+  GGUF_LAYER["ffn_" .. key], GGUF_LAYER["ffn_" .. key .. "_shexp"] = key, key
+  GGUF_LAYER["ffn_" .. key .. "_exps"] = "expert_" .. key
+end
+
+local function open_gguf(self)
+  for _, name in ipairs(self.store.names) do
+    local layer, key = name:match "^blk%.(%d+)%.(.+)%.weight$"
+    self:add { name = GGUF_TOP[name] or GGUF_LAYER[key or ""] and ("layers.%s.%s"):format(layer, GGUF_LAYER[key]) or name, part = name }
+  end
+end
+
 --- Opens a model. Raises conditions of the world.
 ---@param path string   as of store.open
 ---@return table
@@ -188,8 +208,8 @@ function logical.open(path)
     fault.raise("UNSUPPORTED", path, "is rank %d of %d: a part of a model. Name the directory with all of them", self.store.rank,
       self.store.ranks)
   end
-  local is_packs = self.store.kind == "packs" or self.store.kind == "pack"
-  local open = is_packs and open_packs or open_hf
+  local kind = self.store.kind
+  local open = (kind == "packs" or kind == "pack") and open_packs or kind == "gguf" and open_gguf or open_hf
   open(self)
   return self
 end

@@ -184,6 +184,30 @@ local function open_pack(path)
   return self
 end
 
+-- ---- GGUF --------------------------------------------------------------------------------------------------------------------
+
+--- dtype is the type in the file ("q8_0"); blocks come in f32 where that is no type of tensors.
+local function open_gguf(path)
+  local file = fault.check(mav.gguf(path))
+  local self = { kind = "gguf", path = path, names = file:names(), entries = {}, meta = {}, gguf = file,
+    files = { { name = path:match "[^/]*$", bytes = size_of(path) } } }
+  for _, key in ipairs(file:keys()) do
+    local value, kind = file:value(key)
+    self.meta[key] = kind == "array" and ("%d values"):format(#value) or value
+  end
+  for _, name in ipairs(self.names) do
+    local info = file:info(name)
+    self.entries[name] = { name = name, dtype = info.type, shape = info.shape, layout = "row", bytes = info.bytes, stored = info.bytes,
+      unreadable = info.unreadable, raw = true, copies = 1, file = self.files[1].name }
+  end
+  function self.read(s, entry, group, first, last)
+    local _, N = s:geometry(entry.name)
+    local at = (group - 1) * N
+    return fault.check(file:rows(entry.name, at + first + 1, at + last))
+  end
+  return self
+end
+
 -- ---- any ----------------------------------------------------------------------------------------------------------------------
 
 local function is_directory(path)
@@ -220,7 +244,7 @@ function store.open(path)
   elseif magic(path) == "MAVPACK\n" then
     self = open_pack(path)
   elseif magic(path):sub(1, 4) == "GGUF" then
-    self = require("mav.maverick.gguf").store(path)
+    self = open_gguf(path)
   else
     self = open_safetensors(path, false)
   end

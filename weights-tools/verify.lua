@@ -212,7 +212,6 @@ end
 
 -- ---- against the checkpoint -----------------------------------------------------------------------------------------------
 
-local WIDTH = { f32 = 4, bf16 = 2, f16 = 2, f8 = 1 }
 
 --- What a comparison must give: "exact", or the least SQNR in dB.
 local function demand(a, b)
@@ -266,13 +265,13 @@ local function check_source(report, dir, path, progress)
   report.source = { path = path, tensors = mav.json.array {} }
   local total, done = 0, 0
   for _, t in ipairs(a.list) do
-    if b.by_name[t.name] then total = total + t:elements() * WIDTH[t.dtype] end
+    if b.by_name[t.name] then total = total + t:bytes() end
   end
   for _, t in ipairs(a.list) do
     local other = b.by_name[t.name]
     if other then
       compare_one(report, t, other, function(elements)
-        done = done + elements * WIDTH[t.dtype]
+        done = done + t:bytes(elements)
         progress(done, total, t.name)
       end)
     elseif not logical.is_beside(t.name) and not (t.name == "head" and config.read(dir) and config.read(dir).tied ~= false) then

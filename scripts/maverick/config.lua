@@ -7,6 +7,7 @@
 --- unchecked.
 local mav = require "mav"
 local fault = require "mav.maverick.fault"
+local gguf = require "mav.maverick.gguf"
 local reader_of = require "mav.maverick.reader"
 local quantization = require "mav.maverick.quantization"
 local is_null = reader_of.is_null
@@ -161,8 +162,13 @@ local function read_stops(reader, c, text, dir)
 end
 
 local function read(dir)
-  local path = dir .. "/config.json"
-  local raw, reader = reader_of.read_json(path), reader_of.new(path)
+  local path, raw, reader, freqs = dir
+  if gguf.is_path(dir) then
+    raw, reader, freqs = gguf.config(dir)
+  else
+    path = dir .. "/config.json"
+    raw, reader = reader_of.read_json(path), reader_of.new(path)
+  end
   local text = reader:object(raw, "text_config")
   check_architecture(reader, raw, text or raw)
   local quant = quantization.read(reader, raw, text, dir)
@@ -200,6 +206,7 @@ local function read(dir)
 
   c.rope = read_rope(reader, text, 500000)
   c.inv_freq = config.inverse_frequencies(c.head_dim, c.rope)
+  gguf.scale_frequencies(path, c.inv_freq, freqs)
   read_layers(reader, c, text)
   read_stops(reader, c, text, dir)
   return c
@@ -210,7 +217,7 @@ end
 --- Fields: vocab, hidden, layers, heads, kv_heads, head_dim, experts, top_k, expert_size, dense_size, chunk, eps, qk_norm,
 --- temperature (is the attention temperature on), attn_scale, floor_scale, positions, tied, rope, inv_freq, eos (list), bos;
 --- by layer, 1-based: is_rope, is_moe, chunks (0: full attention); quant (quantization.lua; nil: not quantized).
----@param dir string   a Hugging Face directory
+---@param dir string   a Hugging Face directory, or a GGUF file
 ---@return table|nil config
 ---@return table|nil err   code, op, where, and __tostring
 function config.read(dir) return fault.catch(read, dir) end

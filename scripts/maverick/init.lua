@@ -1,4 +1,4 @@
---- Llama 4 Scout and Maverick from a Hugging Face directory.
+--- Llama 4 Scout and Maverick from a Hugging Face directory, packs or a GGUF file.
 ---
 ---     local model = assert(require("mav.maverick").load("models/tiny-maverick", { dtype = "fp8" }))
 ---     local s <close> = model:session { sample = { temperature = 0.7, top_p = 0.95, seed = 1 } }
@@ -6,6 +6,7 @@
 local mav = require "mav"
 local check_keys = require "mav.options"
 local config = require "mav.maverick.config"
+local gguf = require "mav.maverick.gguf"
 local weights = require "mav.maverick.weights"
 local forward = require "mav.maverick.forward"
 local chat_template = require "mav.maverick.chat_template"
@@ -31,7 +32,8 @@ local function runtime_for(options)
   return rt
 end
 
---- Loads config.json, the safetensors or the pack (`mav weights convert`), and tokenizer.json of `dir`.
+--- Loads config.json, the safetensors or the pack (`mav weights convert`), and tokenizer.json of `dir`; or a GGUF file (a path that ends
+--- in .gguf), which holds all of them.
 ---
 ---   options.device, threads, isa   as of mav.runtime; or options.runtime
 ---   options.dtype                  nil: as stored; "fp8": linear layers to e4m3 per output channel; "bf16", "f32". A quantized
@@ -56,7 +58,11 @@ function maverick.load(dir, options)
     mapped = options.mapped })
   if not W then return nil, err end
   local model = { dir = dir, config = c, weights = W, runtime = rt, dtype = options.dtype }
-  model.tokenizer, model.tokenizer_error = mav.tokenizer(dir .. "/tokenizer.json")
+  if gguf.is_path(dir) then
+    model.tokenizer, model.tokenizer_error = gguf.tokenizer(dir)
+  else
+    model.tokenizer, model.tokenizer_error = mav.tokenizer(dir .. "/tokenizer.json")
+  end
   return setmetatable(model, Model)
 end
 

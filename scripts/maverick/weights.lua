@@ -13,6 +13,7 @@
 ---      (apart), for the unfused ops. So static scales stay exact.
 local mav = require "mav"
 local fault = require "mav.maverick.fault"
+local gguf = require "mav.maverick.gguf"
 local packs = require "mav.maverick.packs"
 
 local weights = {}
@@ -506,7 +507,7 @@ local function load(dir, c, options)
     add_constants(W, c, rt)
     return W
   end
-  local files = fault.check(mav.weights(dir, { runtime = rt }))
+  local files = gguf.is_path(dir) and gguf.files(dir, { runtime = rt }) or fault.check(mav.weights(dir, { runtime = rt }))
   local prefix = files:has("language_model.model.embed_tokens.weight") and "language_model." or ""
   local plan, W = plan_model(c, files, prefix)
   local of_cache = c.quant and read_kv_scales(W, c, files, dir, prefix) or {}
