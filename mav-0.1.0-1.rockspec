@@ -6,7 +6,7 @@ description = {
   summary = "Low-latency inference of Llama 4 models, scripted in Lua",
   detailed = [[
 Tensors, captured graphs, a paged KV cache and fused ops for AVX2 and AVX-512 as a Lua module. The forward pass, the sampling and
-the session are Lua scripts, carried inside the module. Needs PCRE2, cJSON and libedit with their headers.]],
+the session are Lua scripts, carried inside the module. Needs PCRE2, cJSON, lz4, xxHash and libedit with their headers.]],
   license = "Apache-2.0",
   labels = { "llm", "inference", "tensor" },
 }
@@ -15,6 +15,8 @@ dependencies = { "lua >= 5.4, < 5.5", "argparse" }
 external_dependencies = {
   PCRE2 = { header = "pcre2.h" },
   CJSON = { header = "cjson/cJSON.h" },
+  LZ4 = { header = "lz4.h" },
+  XXHASH = { header = "xxhash.h" },
 }
 build = {
   type = "cmake",
