@@ -18,7 +18,7 @@ build() { # preset
 run() { # preset, ctest arguments
   local preset=$1; shift
   echo "== test $preset $*"
-  ctest --test-dir "build/$preset" --output-on-failure --timeout 900 "$@"
+  ctest --test-dir "build/$preset" --output-on-failure --timeout 900 -j 2 "$@"
 }
 
 ./scripts/install.sh --tests
