@@ -59,7 +59,8 @@ end
 
 --- The loop of a session on random text whose drafts are random tokens.
 local function drafting_session(model, args)
-  local s = model:session { strategy = { draft = function() return 0 end, k_max = ROWS[#ROWS] - 1 }, kv_dtype = args.kv, context = args.context + 64 }
+  local strategy = { draft = function() return 0 end, k_max = ROWS[#ROWS] - 1 }
+  local s = model:session { strategy = strategy, kv_dtype = args.kv, context = args.context + 64 }
   s:append(random_ids(model, args.context))
   s:prefill()
   return s

@@ -37,7 +37,8 @@ function check.against_plain(s, options)
     local id, plain_id = s.ids[#prompt + i], plain.ids[#prompt + i]
     if id ~= plain_id then
       local steps = s.stats.steps
-      local result = { tokens = i, rule = s.loop.rule.name, token = i, step = steps and step_of(steps, i) or i, id = id, plain_id = plain_id }
+      local result = { tokens = i, rule = s.loop.rule.name, token = i, step = steps and step_of(steps, i) or i,
+        id = id, plain_id = plain_id }
       if plain_id then
         local a, b = logits_of(model, options, s.ids, #prompt + i - 1, plain_id, id)
         result.margin = a - b

@@ -1,6 +1,7 @@
 --- What policies see: one table of numbers, the same in every step, kept up to date without allocation.
 ---
----   steps, length, k_max, sequences (open sessions of the loop)     k, accepted of the last step       accepted_mean: tokens a step (acceptance length)
+---   steps, length, k_max, sequences (open sessions of the loop)            k, accepted of the last step
+---   accepted_mean: tokens a step (acceptance length)
 ---   acceptance[d]                       how often level d is accepted when level d - 1 was
 ---   confidence[d], entropy, experts, experts_mean[T]                       when the policy needs them
 ---   us, verify_us, draft_us             of the last step
