@@ -266,3 +266,39 @@ describe("show", function()
     raises("unknown key 'edges'", mav.show, mav.tensor { 1 }, { edges = 1 })
   end)
 end)
+
+describe("copies on the cpu", function()
+  local devices
+  setup(function() devices = { support.runtime(), assert(mav.runtime { device = "cpu", threads = 2 }) } end)
+
+  --- The same bytes as the reference writes, for a view of (2, 150, 300): more than a tile on every side.
+  local function same(from, to, view)
+    local list, bytes = {}, {}
+    for i = 1, 2 * 150 * 300 do list[i] = i * 7919 % 251 end
+    for i, rt in ipairs(devices) do
+      local x = view(mav.tensor(list, { dtype = from, shape = { 2, 150, 300 }, runtime = rt }))
+      local y = mav.zeros { dtype = to, runtime = rt, table.unpack(x.shape) }
+      y:copy_from(x)
+      bytes[i] = y:bytes()
+    end
+    assert.is_true(bytes[1] == bytes[2], from .. " to " .. to)
+  end
+
+  it("turn matrices, and convert them on the way", function()
+    local views = {
+      function(t) return t:transpose(2, 3) end,
+      function(t) return t:slice(3, 8, 299):transpose(2, 3) end,
+      function(t) return t:transpose(1, 3) end,
+      function(t) return t:slice(2, 1, 150, 7):transpose(2, 3) end,
+      function(t) return t:slice(3, 1, 300, 2) end,
+    }
+    for _, view in ipairs(views) do
+      for _, dtype in ipairs { "f32", "bf16", "f16", "f8", "u8" } do
+        same(dtype, dtype, view)
+        same(dtype, "f32", view)
+        same(dtype, "f8", view)
+        same(dtype, "bf16", view)
+      end
+    end
+  end)
+end)
