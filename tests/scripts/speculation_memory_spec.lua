@@ -46,12 +46,16 @@ describe("a step with drafts allocates nothing:", function()
     it(name, function()
       local drafter, more = table.unpack(case)
       if case[3] then more.sample = repeating end
-      local s <close> = model:session { strategy = S.strategy(S.drafter(model, drafter), more), context = 4000 }
+      drafter = S.drafter(model, drafter)
+      local s <close> = model:session { strategy = S.strategy(drafter, more), context = 4000 }
       s:append(prompt)
       s:prefill()
       s.loop:request(s)
       local function step()
         repeat s:step() until s.taken == s.given -- all tokens of a step
+      end
+      for v = 0, S.makes_trees(drafter) and s.loop.k_max or -1 do -- rare pairs too
+        for k = 0, s.loop.k_max do s.loop:joint_graph(s.loop:size(v), k) end
       end
       for _ = 1, WARM do step() end
       collectgarbage()
