@@ -24,37 +24,36 @@
 #ifndef MAVK_LAYOUT_H
 #define MAVK_LAYOUT_H
 
-#include <stdbool.h>
-#include <stdint.h>
+#include "mavk.h"
 
 #define MAVK_MMA_ROWS 16
 #define MAVK_MMA_COLUMNS 32
 #define MAVK_MMA_TILE (MAVK_MMA_ROWS * MAVK_MMA_COLUMNS)
 #define MAVK_MMA_LANE_BYTES 16
 
-static inline bool mavk_mma_fits(int64_t N, int64_t K) { return N % MAVK_MMA_ROWS == 0 && K % MAVK_MMA_COLUMNS == 0; }
+MAVK_FN bool mavk_mma_fits(int64_t N, int64_t K) { return N % MAVK_MMA_ROWS == 0 && K % MAVK_MMA_COLUMNS == 0; }
 
 /* Byte of element (r, k) of a tile. */
-static inline int mavk_mma_tile_at(int r, int k) {
+MAVK_FN int mavk_mma_tile_at(int r, int k) {
   const int lane = 4 * (r % 8) + k % 8 / 2, byte = 4 * (k / 8) + 2 * (k % 2) + r / 8;
   return lane * MAVK_MMA_LANE_BYTES + byte;
 }
 
 /* The element of a byte of a tile. */
-static inline void mavk_mma_tile_of(int at, int *r, int *k) {
+MAVK_FN void mavk_mma_tile_of(int at, int *r, int *k) {
   const int lane = at / MAVK_MMA_LANE_BYTES, byte = at % MAVK_MMA_LANE_BYTES;
   *r = lane / 4 + 8 * (byte % 2);
   *k = 8 * (byte / 4) + 2 * (lane % 4) + byte / 2 % 2;
 }
 
 /* Byte of element (r, k) of a matrix of K columns. */
-static inline int64_t mavk_mma_at(int64_t r, int64_t k, int64_t K) {
+MAVK_FN int64_t mavk_mma_at(int64_t r, int64_t k, int64_t K) {
   const int64_t tile = r / MAVK_MMA_ROWS * (K / MAVK_MMA_COLUMNS) + k / MAVK_MMA_COLUMNS;
   return tile * MAVK_MMA_TILE + mavk_mma_tile_at((int)(r % MAVK_MMA_ROWS), (int)(k % MAVK_MMA_COLUMNS));
 }
 
 /* The element of a byte of a matrix of K columns. */
-static inline void mavk_mma_of(int64_t at, int64_t K, int64_t *r, int64_t *k) {
+MAVK_FN void mavk_mma_of(int64_t at, int64_t K, int64_t *r, int64_t *k) {
   const int64_t tile = at / MAVK_MMA_TILE, across = K / MAVK_MMA_COLUMNS;
   int row, column;
   mavk_mma_tile_of((int)(at % MAVK_MMA_TILE), &row, &column);
@@ -63,7 +62,7 @@ static inline void mavk_mma_of(int64_t at, int64_t K, int64_t *r, int64_t *k) {
 }
 
 /* x (N, K) in rows -> y in the layout; they do not overlap. */
-static inline void mavk_mma_pack(uint8_t *y, const uint8_t *x, int64_t N, int64_t K) {
+MAVK_FN void mavk_mma_pack(uint8_t *y, const uint8_t *x, int64_t N, int64_t K) {
   for (int64_t at = 0; at < N * K; at++) {
     int64_t r, k;
     mavk_mma_of(at, K, &r, &k);
@@ -72,7 +71,7 @@ static inline void mavk_mma_pack(uint8_t *y, const uint8_t *x, int64_t N, int64_
 }
 
 /* And back. */
-static inline void mavk_mma_unpack(uint8_t *y, const uint8_t *x, int64_t N, int64_t K) {
+MAVK_FN void mavk_mma_unpack(uint8_t *y, const uint8_t *x, int64_t N, int64_t K) {
   for (int64_t at = 0; at < N * K; at++) {
     int64_t r, k;
     mavk_mma_of(at, K, &r, &k);
@@ -81,7 +80,7 @@ static inline void mavk_mma_unpack(uint8_t *y, const uint8_t *x, int64_t N, int6
 }
 
 /* Widens a word of codes to its two pairs, each code in the low byte of a half. */
-static inline void mavk_mma_pairs(uint32_t word, uint32_t *low, uint32_t *high) {
+MAVK_FN void mavk_mma_pairs(uint32_t word, uint32_t *low, uint32_t *high) {
   *low = word & 0x00ff00ffu;
   *high = word >> 8 & 0x00ff00ffu;
 }
@@ -89,12 +88,12 @@ static inline void mavk_mma_pairs(uint32_t word, uint32_t *low, uint32_t *high) 
 #define MAVK_GATE_UP_ROWS 8
 
 /* The row, in the matrix of both, of row i of gate (up: false) or of up. */
-static inline int64_t mavk_gate_up_at(int64_t i, bool up) {
+MAVK_FN int64_t mavk_gate_up_at(int64_t i, bool up) {
   return i / MAVK_GATE_UP_ROWS * (2 * MAVK_GATE_UP_ROWS) + (up ? MAVK_GATE_UP_ROWS : 0) + i % MAVK_GATE_UP_ROWS;
 }
 
 /* The row of gate or of up that is row `at` of the matrix of both. */
-static inline int64_t mavk_gate_up_of(int64_t at, bool *up) {
+MAVK_FN int64_t mavk_gate_up_of(int64_t at, bool *up) {
   *up = at % (2 * MAVK_GATE_UP_ROWS) >= MAVK_GATE_UP_ROWS;
   return at / (2 * MAVK_GATE_UP_ROWS) * MAVK_GATE_UP_ROWS + at % MAVK_GATE_UP_ROWS;
 }

@@ -14,6 +14,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* A small function that kernels of every backend may call: on a GPU too. */
+#ifdef __CUDACC__
+#define MAVK_FN static __host__ __device__ __forceinline__
+#else
+#define MAVK_FN static inline
+#endif
+
 typedef enum mavk_dtype {
   MAVK_F32,  /* IEEE binary32 */
   MAVK_BF16, /* upper half of binary32 */
@@ -43,6 +50,12 @@ typedef enum mavk_act {
   MAVK_ACT_DYNAMIC, /* w8a8: e4m3(x / s), s = max|row| / 448 for every row */
 } mavk_act;
 
+/* Where the elements of a matrix of weights lie: kernels/layout.h. */
+typedef enum mavk_layout {
+  MAVK_LAYOUT_ROWS,     /* row after row, by the strides of the array */
+  MAVK_LAYOUT_M16N8K16, /* f8 only; N a multiple of 16, D of 32; contiguous: what the cuda backend's products read fastest */
+} mavk_layout;
+
 /* A matrix (N, D) or a stack of them (E, N, D), output-major: y = x w^T. The last dimension has stride 1.
  * value = code * scale[e * scale_s[0] + n * scale_s[1]]; scale == NULL means 1. */
 typedef struct mavk_weight {
@@ -51,6 +64,7 @@ typedef struct mavk_weight {
   int64_t scale_s[2];
   int32_t act; /* mavk_act */
   float in_scale;
+  int32_t layout; /* mavk_layout; host backends read rows only */
 } mavk_weight;
 
 /* A ragged batch of token rows. Row r is token id[r] of sequence seq[r] at position pos[r]; its keys and values go to
@@ -68,7 +82,7 @@ typedef struct mavk_rows {
 #define MAVK_NO_ROW INT64_MIN
 /* The row before row r, counted like r from the first row of the batch (so negative for an earlier row of the table), or
  * MAVK_NO_ROW. */
-static inline int64_t mavk_parent(const mavk_rows *rows, int64_t r) {
+MAVK_FN int64_t mavk_parent(const mavk_rows *rows, int64_t r) {
   return rows->parent[r] < 0 ? MAVK_NO_ROW : rows->parent[r] - rows->first;
 }
 

@@ -26,7 +26,7 @@
 #define MAVK_GUMBEL_MAX 21.5f /* no noise is larger: -ln(-ln(1 - 2^-31)) = 21.4876 */
 
 /* counter becomes the four random words. */
-static inline void mavk_philox(uint32_t counter[4], uint32_t key0, uint32_t key1) {
+MAVK_FN void mavk_philox(uint32_t counter[4], uint32_t key0, uint32_t key1) {
   for (int round = 0; round < MAVK_PHILOX_ROUNDS; round++) {
     uint64_t p0 = (uint64_t)MAVK_PHILOX_M0 * counter[0], p1 = (uint64_t)MAVK_PHILOX_M1 * counter[2];
     uint32_t c1 = counter[1], c3 = counter[3];
@@ -41,7 +41,7 @@ static inline void mavk_philox(uint32_t counter[4], uint32_t key0, uint32_t key1
 
 /* ln x of a positive normal x = 2^e m, sqrt(1/2) <= m < sqrt(2):  e ln 2 + 2 atanh s,  s = (m - 1) / (m + 1).
  * The series of atanh ends after s^9 / 9 (|s| <= 0.1716: the rest is below 1e-9 of the whole). */
-static inline float mavk_log(float x) {
+MAVK_FN float mavk_log(float x) {
   uint32_t b = mavk_bits_from_f32(x) - 0x3f3504f3u; /* the bits of sqrt(1/2): e = floor(log2(x / sqrt(1/2))) */
   float e = (float)((int32_t)b >> 23);
   float m = mavk_f32_from_bits((b & 0x7fffffu) + 0x3f3504f3u);
@@ -56,7 +56,7 @@ static inline float mavk_log(float x) {
 }
 
 /* -ln(-ln u) for u = 1 - v, v = (word / 2 | 1) / 2^31. */
-static inline float mavk_gumbel(uint32_t word) {
+MAVK_FN float mavk_gumbel(uint32_t word) {
   float v = (float)(int32_t)(word >> 1 | 1u) * 0x1p-31f;
   v = v < 0x1.fffffep-1f ? v : 0x1.fffffep-1f; /* u > 0 */
   float u = 1.0f - v;
@@ -69,7 +69,7 @@ static inline float mavk_gumbel(uint32_t word) {
 /* The streams of one seed are independent of each other; stream 0 is the seed itself, which op sample uses. */
 enum { MAVK_STREAMS_FREE = 16, MAVK_STREAM_TRY = 16, MAVK_STREAM_RESIDUAL = 17 }; /* the free ones are for op perturb */
 
-static inline uint64_t mavk_stream(uint64_t seed, uint32_t n) {
+MAVK_FN uint64_t mavk_stream(uint64_t seed, uint32_t n) {
   if (n == 0) return seed;
   uint64_t z = seed + n * UINT64_C(0x9E3779B97F4A7C15); /* SplitMix64: Steele, Lea, Flood, OOPSLA 2014 */
   z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
@@ -78,7 +78,7 @@ static inline uint64_t mavk_stream(uint64_t seed, uint32_t n) {
 }
 
 /* The random word of one id, as the token after `position`. */
-static inline uint32_t mavk_word(uint64_t seed, int64_t sequence_key, int32_t position, int32_t id) {
+MAVK_FN uint32_t mavk_word(uint64_t seed, int64_t sequence_key, int32_t position, int32_t id) {
   uint64_t key = (uint64_t)sequence_key;
   uint32_t c[4] = {(uint32_t)id / 4, (uint32_t)position + 1u, (uint32_t)key, (uint32_t)(key >> 32)};
   mavk_philox(c, (uint32_t)seed, (uint32_t)(seed >> 32));
@@ -86,12 +86,12 @@ static inline uint32_t mavk_word(uint64_t seed, int64_t sequence_key, int32_t po
 }
 
 /* The noise of one id. */
-static inline float mavk_noise(uint64_t seed, int64_t sequence_key, int32_t position, int32_t id) {
+MAVK_FN float mavk_noise(uint64_t seed, int64_t sequence_key, int32_t position, int32_t id) {
   return mavk_gumbel(mavk_word(seed, sequence_key, position, id));
 }
 
 /* Between 0 and 1, both excluded; exact in double. */
-static inline double mavk_uniform(uint64_t seed, int64_t sequence_key, int32_t position, int32_t id) {
+MAVK_FN double mavk_uniform(uint64_t seed, int64_t sequence_key, int32_t position, int32_t id) {
   return (double)(mavk_word(seed, sequence_key, position, id) >> 1 | 1u) * 0x1p-31;
 }
 
