@@ -20,7 +20,6 @@ local weights = require "mav.maverick.weights"
 
 local plan = {}
 
-local SKIPPED = { "^vision_model%.", "^multi_modal_projector%.", "%.rotary_emb%.inv_freq$" }
 local ACTS = { none = true, static = true, dynamic = true }
 
 -- ---- the files, under the names that the recipe gives them -------------------------------------------------------------
@@ -54,91 +53,19 @@ local function open_files(dir, rename)
   return self
 end
 
--- ---- what goes where -----------------------------------------------------------------------------------------------------
-
---- Fills `p`, a plan of the loader's, for the config c.
-local function add_model(p, c, files, prefix)
-  local top = {}
-  p:whole(top, "embed", false, prefix .. "model.embed_tokens.weight", c.vocab, c.hidden)
-  p:whole(top, "norm", false, prefix .. "model.norm.weight", c.hidden)
-  local head = prefix .. "lm_head.weight"
-  if c.tied == false or (c.tied == "unless lm_head" and files:has(head)) then
-    p:whole(top, "head", false, head, c.vocab, c.hidden)
-  end
-  for i = 1, c.layers do
-    local L, base = { layer = i - 1 }, ("%smodel.layers.%d."):format(prefix, i - 1)
-    p:whole(L, "attn_norm", false, base .. "input_layernorm.weight", c.hidden)
-    p:attention(c, L, base .. "self_attn.")
-    p:whole(L, "ffn_norm", false, base .. "post_attention_layernorm.weight", c.hidden)
-    local ffn = base .. "feed_forward."
-    if c.is_moe[i] then
-      p:whole(L, "router", false, ffn .. "router.weight", c.experts, c.hidden)
-      p:feed_forward(c, L, ffn .. "shared_expert.", c.expert_size)
-      local split = not files:has(ffn .. "experts.gate_up_proj") and files:has(ffn .. "experts.0.gate_proj.weight")
-      p[split and "experts_split" or "experts_fused"](p, c, L, ffn .. "experts.", files)
-    else
-      p:feed_forward(c, L, ffn, c.dense_size)
-    end
-  end
-end
-
---- Scales of an FP8 cache by layer, and the names that hold them; nil when there are none.
-local function cache_scales(c, files, prefix)
-  local names, scales, found = {}, { k_scale = {}, v_scale = {} }, false
-  for i = 1, c.layers do
-    local base = ("%smodel.layers.%d.self_attn."):format(prefix, i - 1)
-    for key, own in pairs { k_scale = "k_proj.", v_scale = "v_proj." } do
-      scales[key][i] = 1.0
-      for _, name in ipairs { base .. key, base .. own .. key } do
-        if c.quant and files:has(name) then
-          local value = fault.check(files:get(name)):to "f32"
-          if value:count() ~= 1 then
-            fault.raise("SHAPE", c.dir, "tensor %s has %d elements; one number is allowed", name, value:count())
-          end
-          value = value:reshape({ 1 }):get(1)
-          if not (value > 0 and value < math.huge) then
-            fault.raise("RANGE", c.dir, "tensor %s is %.9g; a number above 0 is allowed", name, value)
-          end
-          scales[key][i], names[name], found = value, true, true
-        end
-      end
-    end
-  end
-  return found and scales or nil, names
-end
-
---- The entries of a filled plan, after the loader's checks. weights.fill checks, lists the files' names once, then copies what the
---- plan holds: nothing, as the entries are taken out before.
-local function checked(p, c, files, is_skipped)
-  local entries = {}
-  local guarded = setmetatable({ names = function()
-    entries, p = table.move(p, 1, #p, 1, {}), p
-    for i = #p, 1, -1 do p[i] = nil end
-    return files:names()
-  end, has = function(_, name) return files:has(name) end, info = function(_, name) return files:info(name) end,
-    get = function(_, name) return files:get(name) end }, nil)
-  weights.fill(p, guarded, c.dir, { quant = c.quant }, is_skipped)
-  return entries
-end
-
-local function alike(parts)
-  local a = parts[1]
-  for _, b in ipairs(parts) do
-    if (a.scale == nil) ~= (b.scale == nil) or a.act ~= b.act or a.in_scale ~= b.in_scale then return false end
-  end
-  return true
-end
+-- ---- the entries ------------------------------------------------------------------------------------------------------
 
 local Plan = {}
 Plan.__index = Plan
 
-local function add_entry(self, target, key, linear, shape, parts)
+local function add_entry(self, entry, layer)
+  local key, parts = entry.key, entry.parts
   local source = parts[1].dtype
   for _, part in ipairs(parts) do
     if part.dtype ~= source then source = "f32" end
   end
-  self[#self + 1] = { name = (target.layer and ("layers.%d."):format(target.layer) or "") .. key, key = key, layer = target.layer,
-    linear = linear, shape = shape, parts = parts, source = source, dtype = source, layout = "row", compress = self.compress,
+  self[#self + 1] = { name = (layer and ("layers.%d."):format(layer) or "") .. key, key = key, layer = layer, linear = entry.linear,
+    shape = entry.shape, parts = parts, source = source, dtype = source, layout = "row", compress = self.compress,
     act = parts[1].act or "none", in_scale = parts[1].in_scale }
 end
 
@@ -148,28 +75,12 @@ end
 function plan.read(dir, options)
   local c = fault.check(config.read(dir))
   local files = open_files(dir, options.names)
-  local prefix = files:has "language_model.model.embed_tokens.weight" and "language_model." or ""
-  local p = weights.plan()
-  add_model(p, c, files, prefix)
-  local kv, of_cache = cache_scales(c, files, prefix)
-  local entries = checked(p, c, files, function(name)
-    if of_cache[name] or (c.tied ~= false and name == prefix .. "lm_head.weight") then return true end
-    for _, pattern in ipairs(SKIPPED) do
-      if name:find(pattern) then return true end
-    end
-    return false
-  end)
-  local self = setmetatable({ config = c, files = files, kv = kv, compress = options.compress or false, dir = dir }, Plan)
-  for _, entry in ipairs(entries) do
-    if alike(entry.parts) then
-      add_entry(self, entry.target, entry.key, entry.linear, entry.shape, entry.parts)
-    else -- q, k and v that round activations differently
-      for i, part in ipairs(entry.parts) do
-        part.place = nil
-        add_entry(self, entry.target, entry.keys[i], entry.linear, part.shape, { part })
-      end
-    end
-  end
+  local p, W, is_skipped, has_cache_scales = weights.planned(dir, c, files)
+  local self = setmetatable({ config = c, files = files, compress = options.compress or false, dir = dir,
+    kv = has_cache_scales and { k_scale = W.k_scale, v_scale = W.v_scale } or nil }, Plan)
+  local layers = {}
+  for i, L in ipairs(W.layers) do layers[L] = i - 1 end
+  for _, entry in ipairs((weights.check(p, files, dir, c.quant, is_skipped))) do add_entry(self, entry, layers[entry.target]) end
   return self
 end
 

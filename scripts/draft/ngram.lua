@@ -21,7 +21,7 @@ Drafter.__index = Drafter
 
 function Drafter:__tostring() return ("ngram (%d to %d tokens)"):format(self.n_min, self.n_max) end
 
-local State = {}
+local State = { is_bounded = true } -- see mav.policy
 State.__index = State
 
 --- What a drafter knows of one session.

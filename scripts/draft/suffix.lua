@@ -24,7 +24,7 @@ function Drafter:__tostring()
   return ("suffix (matches of up to %d tokens, %g times as many drafts)"):format(self.depth, self.factor)
 end
 
-local State = {}
+local State = { is_bounded = true } -- see mav.policy
 State.__index = State
 
 --- What a drafter knows of one session.

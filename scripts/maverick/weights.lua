@@ -437,25 +437,39 @@ end
 --- An empty plan, for loaders of other layouts (draft heads): add, whole, feed_forward, and then weights.fill.
 function weights.plan() return setmetatable({}, Plan) end
 
---- Checks a plan against the files of `dir`, then copies what it names into its targets. Raises conditions of the world.
+--- Checks a plan against the files of `dir`; its entries, each of one kind: q, k and v that are not alike become an entry each.
+--- Raises conditions of the world.
+---@param quant table|nil   the scheme of quantized files
+---@param is_skipped function   (name): a tensor that may be there and is not read
+---@return table[] entries, integer bytes
+function weights.check(plan, files, dir, quant, is_skipped)
+  local used, bytes = check_tensors(plan, files, dir, quant)
+  check_unexpected(used, files, dir, is_skipped)
+  local entries = {}
+  for _, entry in ipairs(plan) do
+    if alike(entry.parts) then
+      entries[#entries + 1] = entry
+    else
+      for i, part in ipairs(entry.parts) do
+        local own = { name = part.name, dtype = part.dtype, scale = part.scale, scale_kind = part.scale_kind, act = part.act,
+          in_scale = part.in_scale, shape = part.shape }
+        entries[#entries + 1] = { target = entry.target, key = entry.keys[i], linear = entry.linear, shape = part.shape, parts = { own } }
+      end
+    end
+  end
+  return entries, bytes
+end
+
+--- Checks a plan, then copies what it names into its targets. Raises conditions of the world.
 ---@param options table   as of weights.load; quant: the scheme of quantized files
 ---@param is_skipped function   (name): a tensor that may be there and is not read
 function weights.fill(plan, files, dir, options, is_skipped)
   local asked = options.dtype
   if asked ~= nil then asked = DTYPES[asked] or error(("dtype %s: fp8, bf16, f16 or f32 is allowed"):format(fault.show(asked)), 0) end
-  local used, bytes = check_tensors(plan, files, dir, options.quant)
-  check_unexpected(used, files, dir, is_skipped)
+  local entries, bytes = weights.check(plan, files, dir, options.quant, is_skipped)
   local done = 0
-  for _, entry in ipairs(plan) do
-    if alike(entry.parts) then
-      entry.target[entry.key] = load_entry(entry, files, dir, options, asked)
-    else
-      for i, part in ipairs(entry.parts) do
-        local own = { name = part.name, dtype = part.dtype, scale = part.scale, scale_kind = part.scale_kind, act = part.act,
-          in_scale = part.in_scale, shape = part.shape }
-        entry.target[entry.keys[i]] = load_entry({ linear = entry.linear, shape = part.shape, parts = { own } }, files, dir, options, asked)
-      end
-    end
+  for _, entry in ipairs(entries) do
+    entry.target[entry.key] = load_entry(entry, files, dir, options, asked)
     done = done + WIDTH[entry.parts[1].dtype] * weights.elements(entry.shape)
     if options.progress then options.progress(done, bytes, entry.parts[1].name) end
   end
@@ -481,7 +495,7 @@ local function read_kv_scales(W, c, files, dir, prefix)
   for i = 1, c.layers do
     local base = ("%smodel.layers.%d.self_attn."):format(prefix, i - 1)
     for key, own in pairs { k_scale = "k_proj.", v_scale = "v_proj." } do
-      W[key][i] = 1
+      W[key][i] = 1.0
       for _, name in ipairs { base .. key, base .. own .. key } do
         local info = files:info(name)
         if info then
@@ -499,6 +513,23 @@ local function read_kv_scales(W, c, files, dir, prefix)
   return names
 end
 
+--- What the text decoder of `dir` is made of, for c = config.read(dir): a plan, the tables that it fills (with k_scale and v_scale, lists
+--- by layer, of quantized files), and the is_skipped that goes with it. Raises conditions of the world.
+---@return table plan, table W, function is_skipped, boolean has_cache_scales
+function weights.planned(dir, c, files)
+  local prefix = files:has("language_model.model.embed_tokens.weight") and "language_model." or ""
+  local plan, W = plan_model(c, files, prefix)
+  local of_cache = c.quant and read_kv_scales(W, c, files, dir, prefix) or {}
+  return plan, W, function(name)
+    if of_cache[name] then return true end
+    if c.tied ~= false and name == prefix .. "lm_head.weight" then return true end -- a tied copy
+    for _, pattern in ipairs(SKIPPED) do
+      if name:find(pattern) then return true end
+    end
+    return false
+  end, next(of_cache) ~= nil
+end
+
 local function load(dir, c, options)
   local rt = options.runtime
   local pack, ranks = packs.find(dir)
@@ -508,18 +539,9 @@ local function load(dir, c, options)
     return W
   end
   local files = gguf.is_path(dir) and gguf.files(dir, { runtime = rt }) or fault.check(mav.weights(dir, { runtime = rt }))
-  local prefix = files:has("language_model.model.embed_tokens.weight") and "language_model." or ""
-  local plan, W = plan_model(c, files, prefix)
-  local of_cache = c.quant and read_kv_scales(W, c, files, dir, prefix) or {}
+  local plan, W, is_skipped = weights.planned(dir, c, files)
   options.quant = c.quant
-  weights.fill(plan, files, dir, options, function(name)
-    if of_cache[name] then return true end
-    if c.tied ~= false and name == prefix .. "lm_head.weight" then return true end -- a tied copy
-    for _, pattern in ipairs(SKIPPED) do
-      if name:find(pattern) then return true end
-    end
-    return false
-  end)
+  weights.fill(plan, files, dir, options, is_skipped)
   mark_apart(plan)
   W.head = W.head or W.embed
   add_constants(W, c, rt)

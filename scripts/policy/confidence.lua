@@ -5,7 +5,7 @@
 local check_keys = require "mav.options"
 local check = require "mav.policy.check"
 
-local Confidence = { __name = "mav.policy" }
+local Confidence = { is_bounded = true, __name = "mav.policy" }
 Confidence.__index = Confidence
 
 function Confidence:__tostring() return ("confidence %g"):format(self.threshold) end

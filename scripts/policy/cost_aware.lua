@@ -20,7 +20,7 @@ local OPTIONS = { explore = true, memory = true, hope = true, confidence = true,
 local BUDGET_STEPS = 6 -- most probing saved up, in plain steps
 local PROBE_EVERY = 4 -- steps between probes, at least
 
-local CostAware = { __name = "mav.policy" }
+local CostAware = { is_bounded = true, __name = "mav.policy" }
 CostAware.__index = CostAware
 
 function CostAware:__tostring()

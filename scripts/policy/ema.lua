@@ -8,7 +8,7 @@ local check = require "mav.policy.check"
 
 local OPTIONS = { k = true, least = true, low = true, high = true, rate = true, hold = true }
 
-local Ema = { __name = "mav.policy" }
+local Ema = { is_bounded = true, __name = "mav.policy" }
 Ema.__index = Ema
 
 function Ema:__tostring() return ("ema from %d, %g to %g"):format(self.first, self.low, self.high) end

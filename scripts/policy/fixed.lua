@@ -4,7 +4,7 @@
 local check_keys = require "mav.options"
 local check = require "mav.policy.check"
 
-local Fixed = { __name = "mav.policy" }
+local Fixed = { is_bounded = true, __name = "mav.policy" }
 Fixed.__index = Fixed
 
 function Fixed:__tostring() return self.fixed and "fixed " .. self.fixed or "fixed" end

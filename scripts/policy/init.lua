@@ -8,6 +8,8 @@
 ---                          level d must follow from stats.confidence[1..d], and k may grow level by level
 ---   reset(self)       a new request begins
 ---   deepest           optional: the most it will ever ask for
+---   is_bounded        optional: its functions come to an end whatever happens; others are called under a guard, which stops them
+---                     after a second, and doubles what they cost
 ---
 --- stats is one live table, the same every time, to read only. docs/strategies.md lists its fields.
 local policy = {}

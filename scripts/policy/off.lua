@@ -77,7 +77,7 @@ return function(options)
   local needs = { costs = true }
   for key, value in pairs(inner.needs) do needs[key] = value end
   needs.costs = true
-  local self = setmetatable({ name = "off", needs = needs, policy = inner, deepest = inner.deepest,
+  local self = setmetatable({ name = "off", needs = needs, policy = inner, is_bounded = inner.is_bounded, deepest = inner.deepest,
     trim = inner.trim and trim or nil }, Off)
   self.window = check.integer("policy off: window", options.window, 1, 1 << 20, 48)
   self.margin = check.number("policy off: margin", options.margin, -1, 0.9, 0.0)

@@ -6,7 +6,7 @@ local check = require "mav.policy.check"
 
 local FIELDS = { length = true, sequences = true }
 
-local Schedule = { __name = "mav.policy" }
+local Schedule = { is_bounded = true, __name = "mav.policy" }
 Schedule.__index = Schedule
 
 function Schedule:__tostring()

@@ -1,7 +1,7 @@
 --- The decode loop of a model, a cache and a strategy: captured graphs and device memory, shared by a session and its forks.
 ---
 --- A step: the drafts that wait (or what a host drafter proposes now) are verified, the accepted ones become text, and the next are
---- drafted. The policy is asked between launch and wait, while the device works; its answer is how deep the next graph drafts, from
+--- drafted. The policy is asked while the device works, or just before; its answer is how deep the next graph drafts, from
 --- statistics one step old. The order of things, slots and commits are mav.spec's (core/spec.c).
 ---
 ---   1. Drafts that wait belong to the session that stepped last. Another one, or one whose text changed, starts from its root alone.
@@ -16,6 +16,9 @@ local policies = require "mav.policy"
 local JOINT_AFTER = 4 -- uses of a pair (rows, levels) before it gets a graph of its own
 local TURNS_MAX = 2   -- changes of session in a row after which nothing is drafted
 
+--- How what cannot hang is called; functions of the user go through the strategy's guard.
+local function direct(f, ...) return f(...) end
+
 local loop = {}
 local Loop = {}
 Loop.__index = Loop
@@ -24,6 +27,7 @@ function loop.new(model, kv, strategy, options)
   local self = setmetatable({ model = model, kv = kv, runtime = model.runtime, vocab = model.config.vocab, strategy = strategy,
     chain = strategy.chain, rule = strategy.rule, policy = strategy.policy, widths = strategy.widths, k_max = strategy.k_max,
     is_tree = strategy.is_tree, fused = options.fused, call = options.call,
+    call_policy = strategy.policy.is_bounded and direct or options.call,
     steps = {}, settles = {}, draft_graphs = {}, chunks = {}, -- graphs by what they hold; rows of full pieces of a prompt
     uses = {}, out = {},                                      -- how often pairs came up; proposals of a host drafter
     waiting = 0, turns = 0, capture_s = 0.0, drafter = "none",
@@ -172,7 +176,7 @@ function Loop:ask(s)
   if not k then
     local started = mav.now()
     live.follow(self.live, s)
-    k = self.call(self.policy.ask, self.policy, self.live)
+    k = self.call_policy(self.policy.ask, self.policy, self.live)
     if k == false then
       s.off = true
       k = 0
@@ -184,19 +188,28 @@ function Loop:ask(s)
   s.next_k = k
 end
 
---- The same while the device works, which is waited for whatever the policy does.
-function Loop:ask_meanwhile(s, graph)
-  if self.policy.fixed then
-    graph:wait()
-    return
+--- Launches the step's graph and waits for it. The policy is asked while the device works; where a launch returns when the work is
+--- done, before it, as long as the numbers of the last step are still in the caches. Returns when the launch was, and the seconds that
+--- the policy took before and after it.
+function Loop:run(s, graph)
+  local asks, spent = self.strategy.drafter and not s.off and not self.policy.fixed, s.policy_s
+  if asks and self.is_synchronous then self:ask(s) end
+  local launched, before = mav.now(), s.policy_s - spent
+  self.spec:verify(graph)
+  if asks and not self.is_synchronous then
+    local ok, err = pcall(self.ask, self, s)
+    if not ok then
+      graph:wait()
+      error(err, 0)
+    end
   end
-  local ok, err = pcall(self.ask, self, s)
+  self.is_synchronous = graph:poll()
   graph:wait()
-  if not ok then error(err, 0) end
+  return launched, before, s.policy_s - spent - before
 end
 
 function Loop:trimmed(k)
-  local v = self.call(self.policy.trim, self.policy, self.live, k)
+  local v = self.call_policy(self.policy.trim, self.policy, self.live, k)
   if math.type(v) ~= "integer" or v < 0 or v > k then v = policies.check_trim(v, k, self.policy.name) end
   return v
 end
@@ -257,7 +270,7 @@ function Loop:propose(s)
   local k = s.next_k
   if k == 0 then return 0 end
   for i, state in ipairs(s.proposers) do
-    local n = self.call(state.propose, state, s.ids, s.length, k, self.out)
+    local n = (state.is_bounded and direct or self.call)(state.propose, state, s.ids, s.length, k, self.out)
     if n and n ~= 0 then
       if math.type(n) ~= "integer" or n < 0 or n > k then
         error(("drafter '%s' proposed %s tokens; at most %d were asked for"):format(self.hosts[i].name, tostring(n), k), 0)
@@ -319,14 +332,11 @@ function Loop:step(s)
   local v, drafted_s = self:drafts(s)
   local entry, k, later = self:choose_graph(s, v)
   if self.chain.prepared and #self.chain.prepared > 0 then self.chain:prepare(s, self.rows_of[v]) end
-  local launched, asked = mav.now(), s.policy_s
-  times:launched(entered, launched, drafted_s, self.capture_s)
-  spec:verify(entry.graph)
-  if self.strategy.drafter and not off then self:ask_meanwhile(s, entry.graph) else entry.graph:wait() end
-  asked = s.policy_s - asked
+  local launched, before, meanwhile = self:run(s, entry.graph)
+  times:launched(entered, launched, drafted_s + before, self.capture_s)
   local scores = entry.probs and self:decide(entry, v, k) or entry
   local waited = mav.now()
-  local verified, advanced = waited - launched - asked, self.bound ~= nil and not off
+  local verified, advanced = waited - launched - meanwhile, self.bound ~= nil and not off
   local count = spec:commit(entry.accepted, entry.choice, advanced, s.emitted, 0)
   if later > 0 then
     self:draft(later)
@@ -335,7 +345,7 @@ function Loop:step(s)
   times:waited(waited)
   self.owner, self.observed, self.waiting, self.length = s, advanced, k, s.length + count
   if scores.chosen then self:note_logprobs(s, entry, scores, count) end
-  if self.strategy.drafter then self:account(s, entry, v, count - 1, k, later, verified, waited - launched - asked, drafted_s) end
+  if self.strategy.drafter then self:account(s, entry, v, count - 1, k, later, verified, waited - launched - meanwhile, drafted_s) end
   times:finished(mav.now())
   return count
 end

@@ -53,7 +53,8 @@ end
 
 function Times:suspend(now) self.left = now end
 
---- A step that began at `entered` launches now; until then a host drafter took `drafting` seconds, captures `capturing`.
+--- A step that began at `entered` launches now; until then a host drafter and the policy took `drafting` seconds, captures
+--- `capturing`.
 function Times:launched(entered, now, drafting, capturing)
   if not self.log then self:make_log() end
   local share = now - entered - drafting - capturing
