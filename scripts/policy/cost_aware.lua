@@ -6,13 +6,15 @@
 ---
 --- What is not asked for is not learnt, so now and then the depth is a level more, or twice as deep. Such a probe is expected to
 --- cost time, and a budget pays for it: it grows by `explore` of the time that passes. So exploring costs no more than that share,
---- and a policy that came down to k = 0 finds its way back.
+--- and a policy that came down to k = 0 finds its way back. A drafter on the host is looked at for nothing in steps without drafts:
+--- whether its next id would have been right counts like a draft of one level.
 ---
 --- With `confidence` the drafts are looked at before they are verified (mav.policy.parts.trimmer); with `experts` the costs of
 --- verification follow the number of distinct experts that the text hits (mav.policy.parts.experts).
 local check_keys = require "mav.options"
 local check = require "mav.policy.check"
 local experts = require "mav.policy.parts.experts"
+local live = require "mav.session.live"
 local runs = require "mav.policy.parts.runs"
 local trimmer = require "mav.policy.parts.trimmer"
 
@@ -47,6 +49,8 @@ function CostAware:learn(stats)
   local us = stats.verify_us + stats.draft_us + stats.cost_step
   if self.trimmer then
     self.trimmer:learn(stats, us)
+  elseif stats.k == 0 and (stats.lookup or live.UNKNOWN) ~= live.UNKNOWN then -- as good as a draft, and free
+    self.runs:learn(1, stats.lookup == live.NOTHING and 0 or 1, stats.lookup == live.RIGHT and 1 or 0)
   else
     self.runs:learn(math.max(stats.k, self.asked[self.delay]), stats.k, stats.accepted)
   end
@@ -135,7 +139,7 @@ return function(options)
   self.memory = check.number("policy cost_aware: memory", options.memory, 2, 1e6, 40)
   self.hope = check.number("policy cost_aware: hope", options.hope, 0, 1, 0.7)
   if options.k ~= nil then self.deepest = check.integer("policy cost_aware: k", options.k, 0, check.K_MAX) end
-  self.needs = { costs = true, confidence = check.boolean("policy cost_aware: confidence", options.confidence, false),
+  self.needs = { costs = true, lookups = true, confidence = check.boolean("policy cost_aware: confidence", options.confidence, false),
     experts = check.boolean("policy cost_aware: experts", options.experts, false) }
   if self.needs.experts then self.experts = experts.new() end
   if self.needs.confidence then self.trimmer, self.trim = trimmer.new(), trim end

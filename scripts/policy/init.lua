@@ -2,7 +2,7 @@
 ---
 --- A policy is an object:
 ---
----   name, needs       needs = { confidence =, experts =, costs =, entropy = }: what the loop shall find out for it
+---   name, needs       needs = { confidence =, experts =, costs =, entropy =, lookups = }: what the loop shall find out for it
 ---   ask(self, stats)  levels to draft next, 0 to stats.k_max; false: no speculation for the rest of this request
 ---   trim(self, stats, k)   optional: how many of the k levels drafted to verify, once they are known; whether to keep
 ---                          level d must follow from stats.confidence[1..d], and k may grow level by level
@@ -17,7 +17,7 @@ local policy = {}
 policy.NAMES = { "auto", "confidence", "cost_aware", "ema", "fixed", "off", "schedule" }
 
 local K_MAX = require("mav.policy.check").K_MAX
-local NEEDS = { confidence = true, experts = true, costs = true, entropy = true }
+local NEEDS = { confidence = true, experts = true, costs = true, entropy = true, lookups = true }
 
 -- ---- functions as policies ----------------------------------------------------------------------------------------------
 
@@ -52,7 +52,9 @@ end
 local function check_needs(needs, name)
   if type(needs) ~= "table" then fail("'%s': needs is a %s; a table is allowed", name, type(needs)) end
   for key in pairs(needs) do
-    if not NEEDS[key] then fail("'%s': unknown need '%s'; confidence, costs, entropy, experts are allowed", name, tostring(key)) end
+    if not NEEDS[key] then
+      fail("'%s': unknown need '%s'; confidence, costs, entropy, experts, lookups are allowed", name, tostring(key))
+    end
   end
 end
 
@@ -77,7 +79,7 @@ local function constructor(name)
 end
 
 local function of_name(name)
-  if name == "auto" then return require "mav.policy.off" { policy = require "mav.policy.cost_aware" {} } end
+  if name == "auto" then return require "mav.policy.off" { policy = require "mav.policy.cost_aware" {}, window = 96, margin = -0.05 } end
   return constructor(name) {}
 end
 

@@ -14,6 +14,7 @@ local costs = require "mav.session.costs"
 local policies = require "mav.policy"
 
 local JOINT_AFTER = 4 -- uses of a pair (rows, levels) before it gets a graph of its own
+local NOTHING = -1    -- what a look found: no id
 local TURNS_MAX = 2   -- changes of session in a row after which nothing is drafted
 
 --- How what cannot hang is called; functions of the user go through the strategy's guard.
@@ -265,10 +266,8 @@ function Loop:request(s)
   self:ask(s)
 end
 
---- Drafts of a host drafter, into the tree; how many levels.
-function Loop:propose(s)
-  local k = s.next_k
-  if k == 0 then return 0 end
+--- Asks the drafters on the host, in order, for up to k ids, into out; how many the first one gave that gave any.
+function Loop:look_up(s, k)
   for i, state in ipairs(s.proposers) do
     local n = (state.is_bounded and direct or self.call)(state.propose, state, s.ids, s.length, k, self.out)
     if n and n ~= 0 then
@@ -283,18 +282,31 @@ function Loop:propose(s)
         end
       end
       self.drafter = self.hosts[i].name
-      self.spec:draft(n, self.out)
-      self.certain = true
       return n
     end
   end
   return 0
 end
 
+--- Drafts of a host drafter, into the tree; how many levels. Where none are asked for, a policy may still want to know whether one
+--- would have been right, which costs a look and no row.
+function Loop:propose(s)
+  local k = s.next_k
+  if k == 0 then
+    if self.policy.needs.lookups then self.looked = self:look_up(s, 1) == 1 and self.out[1] or NOTHING end
+    return 0
+  end
+  local n = self:look_up(s, k)
+  if n == 0 then return 0 end
+  self.spec:draft(n, self.out)
+  self.certain = true
+  return n
+end
+
 --- What to verify in this step: how many levels. Host drafters go first; a device drafter's graph is launched only when they have
 --- nothing.
 function Loop:drafts(s)
-  self.certain = false
+  self.certain, self.looked = false, false
   if s.off then return 0, 0.0 end
   if #s.proposers > 0 then
     local started = mav.now()
@@ -376,7 +388,9 @@ function Loop:account(s, entry, v, m, k, later, verified, all, drafted_s)
   local experts = self.experts and self:count_experts() or 0
   local drafted = k
   if #s.proposers > 0 then drafted = self.device and self.certain and 0 or v end -- what a lookup costs is not what the device does
-  s.times:speculated(v, m, verify_us, draft_us, drafted, entropy, experts, drafter)
+  local lookup = not self.looked and live.UNKNOWN or self.looked == NOTHING and live.NOTHING
+    or self.looked == s.emitted[1] and live.RIGHT or live.WRONG
+  s.times:speculated(v, m, verify_us, draft_us, drafted, entropy, experts, drafter, lookup)
 end
 
 function Loop:count_experts()

@@ -13,8 +13,8 @@ local Times = {}
 Times.__index = Times
 
 --- The log holds FIELDS values a step, side by side, so that a step touches little memory.
-local FIELDS = 10
-local US, K, ACCEPTED, VERIFY, DRAFT, DRAFTED, SHARE, ENTROPY, EXPERTS, DRAFTER = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+local FIELDS = 11
+local US, K, ACCEPTED, VERIFY, DRAFT, DRAFTED, SHARE, ENTROPY, EXPERTS, DRAFTER, LOOKUP = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 
 --- speculates: there is a drafter. most: steps of a generation.
 function stats.new(speculates, most)
@@ -86,19 +86,20 @@ function Times:token()
 end
 
 --- The last step verified k levels and accepted some of them, then drafted some. Times in microseconds.
-function Times:speculated(k, accepted, verify_us, draft_us, drafted, entropy, experts, drafter)
+function Times:speculated(k, accepted, verify_us, draft_us, drafted, entropy, experts, drafter, lookup)
   local log, at = self.log, (self.steps - 1) % self.size * FIELDS
   log[at + K], log[at + ACCEPTED], log[at + VERIFY], log[at + DRAFT], log[at + DRAFTED] = k, accepted, verify_us, draft_us, drafted
   log[at + SHARE], log[at + ENTROPY], log[at + EXPERTS], log[at + DRAFTER] = self.share * 1e6, entropy, experts, drafter
+  log[at + LOOKUP] = lookup
   self.drafted_sum, self.accepted_sum = self.drafted_sum + k, self.accepted_sum + accepted
 end
 
 --- What was recorded of the n-th step, without allocation: k, accepted, us, verify_us, draft_us, drafted, share, entropy, experts,
---- drafter.
+--- drafter, lookup.
 function Times:step(n)
   local log, at = self.log, (n - 1) % self.size * FIELDS
   return log[at + K], log[at + ACCEPTED], log[at + US], log[at + VERIFY], log[at + DRAFT], log[at + DRAFTED], log[at + SHARE],
-    log[at + ENTROPY], log[at + EXPERTS], log[at + DRAFTER]
+    log[at + ENTROPY], log[at + EXPERTS], log[at + DRAFTER], log[at + LOOKUP]
 end
 
 local Summary = { __name = "mav.session.stats" }

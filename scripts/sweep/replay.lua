@@ -86,6 +86,12 @@ function Run:log(step)
   times.last, times.steps = step, times.steps + 1
 end
 
+--- What a drafter on the host would have had, where it was not asked.
+function Run:lookup(point, v)
+  if self.kind == "device" or point.device or v > 0 or self.off or not self.policy.needs.lookups then return live.UNKNOWN end
+  return point.offered == 0 and live.NOTHING or point.agree > 0 and live.RIGHT or live.WRONG
+end
+
 --- One step from a point; returns how many tokens it emits.
 function Run:step(point, left)
   local stats, off = self.stats, self.off
@@ -97,7 +103,7 @@ function Run:step(point, left)
   if k > 0 then draft_us = self.draft[k] end
   self.waiting = k
   self:log { v, m, verify_us + draft_us, verify_us, draft_us, k > 0 and k or v, self.step_us, point.entropy or 0.0, 0,
-    v > 0 and point.by or "none" }
+    v > 0 and point.by or "none", self:lookup(point, v) }
   local count = math.min(m + 1, left)
   self.session.length = self.session.length + count
   self.histogram[v] = self.histogram[v] + 1

@@ -3,6 +3,7 @@ local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
 local simulator = dofile(here .. "/simulator.lua")
 local replay = require "mav.sweep.replay"
 local cost_aware = require "mav.policy.cost_aware"
+local live = require "mav.session.live"
 
 local SEEDS = { 11, 22 }
 
@@ -40,6 +41,21 @@ describe("policy cost_aware", function()
       assert.is_true(own > 0.95 * best, ("%.3f, best fixed %.3f"):format(own, best))
     end)
   end
+
+  it("learns from lookups that cost no row: copies after dear rows had seemed not to pay", function()
+    for lookup, deep in pairs { [live.RIGHT] = true, [live.WRONG] = false, [live.UNKNOWN] = false } do
+      local policy, stats = cost_aware { explore = 0 }, { k_max = 8, k = 0, accepted = 0, steps = 0, lookup = lookup, verify_us = 400,
+        draft_us = 0, cost_step = 3, cost_plain = 400, cost_verify = {}, cost_draft = { [0] = 0 } }
+      for k = 0, 8 do stats.cost_verify[k + 1], stats.cost_draft[k] = 400 + 420 * k ^ 0.65, 0 end
+      function stats.rows(k) return k + 1 end
+      local k
+      for n = 1, 24 do
+        stats.steps, k = n, policy:ask(stats)
+        if k > 0 then break end
+      end
+      assert.are.equal(deep, k > 2)
+    end
+  end)
 
   local MIXED = {
     ["drafter, cheap rows"] = { costs = "memory", { "geometric", 0.92 }, { "geometric", 0.15 }, { "geometric", 0.6 } },
