@@ -4,27 +4,58 @@
 ---          behave as with real text and not as in a caught loop
 --- rows     the captured graph of n rows, as when verifying n - 1 drafts: launches only, median
 --- prompt   prefill of 512 tokens
+---
+--- --shape measures a model's shape instead, with random weights: bench/layers.lua, and with --ablate bench/ablate.lua.
 local cli = require "mav.cli"
 local mav = require "mav"
 local chain = require "mav.sample.chain"
+local shape = require "mav.bench.shape"
 
 local EXAMPLE = [[
 mav bench --model DIR --dtype fp8 --threads 2
-mav bench --json | jq .decode.tokens_per_s]]
+mav bench --json | jq .decode.tokens_per_s
+mav bench --shape maverick --tp 8 --device cuda --profile
+mav bench --shape maverick --tp 8 --device cuda --experts 16 --ablate]]
 
 local SHARE_BYTES_MIN = require("mav.session.stats").SHARE_BYTES_MIN
 local PROMPT = 512
 local ROWS = { 1, 2, 4, 8, 16 }
+local CONTEXT = 128
+local SHAPE_ROWS, SHAPE_CONTEXT = { 1, 2, 4, 8 }, 1024
+
+--- "1,2,4"
+local function row_counts(text)
+  local list = {}
+  for word in (text .. ","):gmatch "([^,]*)," do
+    local n = math.tointeger(tonumber(word))
+    if not n or n < 1 or n > 16 then return nil, ("'%s': numbers from 1 to 16, separated by commas, are allowed"):format(text) end
+    list[#list + 1] = n
+  end
+  return list
+end
 
 local function options()
   local p = cli.parser("bench", "Measures decoding, verification of several rows and prompt processing.", EXAMPLE)
   cli.model_options(p)
-  p:option("--context", "tokens in the cache before the first step"):argname("N"):convert(cli.integer(1, 1 << 20)):default("128")
+  p:option("--context", ("tokens in the cache before the first step (default: %d; of shapes %d)"):format(CONTEXT, SHAPE_CONTEXT))
+    :argname("N"):convert(cli.integer(1, 1 << 20))
   p:option("--seconds", "time for each measurement"):argname("S"):convert(cli.number):default("2")
   p:option("--seed", "of the random tokens"):argname("N"):convert(cli.integer(0)):default("1")
   cli.kv_option(p)
   p:flag("--profile", "time of each op in a step of one row")
   p:flag("--json", "print one object")
+  p:option("--shape", "random weights of this shape instead of a model: " .. table.concat(shape.names, ", ")):argname("NAME")
+    :convert(cli.choice(table.unpack(shape.names)))
+  p:option("--tp", "of shapes: ranks that share the model; one of them is measured"):argname("N"):convert(cli.integer(1, 64)):default("1")
+  p:option("--layers", "of shapes: fewer or more layers"):argname("N"):convert(cli.integer(1, 1024))
+  p:option("--experts", "of shapes: fewer or more experts a layer"):argname("N"):convert(cli.integer(1, 4096))
+  p:option("--vocab", "of shapes: another vocabulary"):argname("N"):convert(cli.integer(2, 1 << 24))
+  p:option("--rows", "of shapes: rows of a step (default: 1,2,4,8)"):argname("LIST"):convert(row_counts)
+  p:option("--rounding", "of shapes: how activations of fp8 weights are rounded"):argname("TYPE")
+    :convert(cli.choice("none", "static", "dynamic")):default("static")
+  p:flag("--unfused", "of shapes: the unfused ops")
+  p:flag("--no-shuffle", "of shapes: weights row after row")
+  p:flag("--ablate", "of shapes: one optimization switched off at a time, and what each is worth")
   return p
 end
 
@@ -129,9 +160,29 @@ local function print_table(r)
   print(("prompt   %9.1f tokens/s   (%d tokens)"):format(r.prompt.tokens_per_s, r.prompt.tokens))
 end
 
+local SHAPE_ONLY = { "layers", "experts", "vocab", "rows", "unfused", "no_shuffle", "ablate" }
+
+local function run_shape(args)
+  if args.model then cli.fail "give --model or --shape, not both" end
+  args.context, args.rows = args.context or SHAPE_CONTEXT, args.rows or SHAPE_ROWS
+  local part = require(args.ablate and "mav.bench.ablate" or "mav.bench.layers")
+  local result = part.measure(args)
+  if args.json then
+    io.write(mav.json.encode(result), "\n")
+  else
+    part.print(result, args.profile)
+  end
+  return 0
+end
+
 local function run(arg)
   local args = cli.parse(options(), arg)
   math.randomseed(args.seed)
+  if args.shape then return run_shape(args) end
+  for _, name in ipairs(SHAPE_ONLY) do
+    if args[name] then cli.fail("--%s needs a --shape", (name:gsub("_", "-"))) end
+  end
+  args.context = args.context or CONTEXT
   local model = cli.load(args)
   local rt = model.runtime
   local bandwidth = model:measure_bandwidth()

@@ -66,6 +66,9 @@ function maverick.load(dir, options)
   return setmetatable(model, Model)
 end
 
+--- A model from its parts, made otherwise: config, weights, runtime, dir (its name); dtype, tokenizer.
+function maverick.of(parts) return setmetatable(parts, Model) end
+
 function Model:__tostring()
   local c = self.config
   return ("mav.maverick %s (%d layers, hidden %d, %d experts)"):format(self.dir, c.layers, c.hidden, c.experts)
@@ -112,11 +115,12 @@ function Model:encode(text)
   return ids
 end
 
---- Bytes that a step of n rows reads: weights (experts as expected with random routing) and, once, the cache at `context`.
-function Model:step_bytes(rows, context, kv_dtype)
+--- Bytes that a step of n rows reads: weights and, once, the cache at `context`. experts: how many different ones the rows hit in a
+--- layer; nil: as expected with random routing.
+function Model:step_bytes(rows, context, kv_dtype, experts)
   local c = self.config
   local per_token = 2 * c.kv_heads * c.head_dim * KV_BYTES[kv_dtype or "f32"]
-  local bytes = weights.step_bytes(self.weights, c, rows)
+  local bytes = weights.step_bytes(self.weights, c, rows, experts)
   for _, chunk in ipairs(c.chunks) do
     local seen = chunk > 0 and (context > 0 and (context - 1) % chunk + 1 or 0) or context
     bytes = bytes + seen * per_token -- the rows share what they read

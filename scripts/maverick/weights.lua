@@ -416,7 +416,7 @@ end
 -- ---- the whole ---------------------------------------------------------------------------------------------------------
 
 --- What the ops of a layer need beside its weights.
-local function add_constants(W, c, rt)
+function weights.add_constants(W, c, rt)
   local rope = mav.tensor(c.inv_freq, { dtype = "f32", runtime = rt })
   for i, L in ipairs(W.layers) do
     L.eps, L.chunk, L.floor_scale = c.eps, c.chunks[i], c.floor_scale
@@ -535,7 +535,7 @@ local function load(dir, c, options)
   local pack, ranks = packs.find(dir)
   if pack then
     local W = fault.check(packs.load(pack, ranks, c, options))
-    add_constants(W, c, rt)
+    weights.add_constants(W, c, rt)
     return W
   end
   local files = gguf.is_path(dir) and gguf.files(dir, { runtime = rt }) or fault.check(mav.weights(dir, { runtime = rt }))
@@ -544,7 +544,7 @@ local function load(dir, c, options)
   weights.fill(plan, files, dir, options, is_skipped)
   mark_apart(plan)
   W.head = W.head or W.embed
-  add_constants(W, c, rt)
+  weights.add_constants(W, c, rt)
   return W
 end
 
@@ -566,9 +566,9 @@ local function size(t) return t and t:count() * WIDTH[t.dtype] or 0 end
 
 local EXPERTS = { expert_gate = true, expert_up = true, expert_down = true }
 
---- Bytes of weights that a step of n rows reads: everything once, of the experts those expected with random routing.
-function weights.step_bytes(W, c, rows)
-  local distinct = c.experts * (1 - (1 - c.top_k / c.experts) ^ rows)
+--- Bytes of weights that a step of n rows reads: everything once, of the experts as many as are said, or expected with random routing.
+function weights.step_bytes(W, c, rows, distinct)
+  distinct = distinct or c.experts * (1 - (1 - c.top_k / c.experts) ^ rows)
   local bytes = size(W.norm) + size(W.head) + rows * size(W.embed) / c.vocab
   for _, L in ipairs(W.layers) do
     for key, t in pairs(L) do
