@@ -129,11 +129,11 @@ mav_err mav__writer_put(mav__writer *w, const void *data, size_t bytes) {
   return MAV_OK;
 }
 
-/* A rename survives a power loss only when its directory is synced too; file systems that cannot do that are left alone. */
-static void sync_directory(char *path) {
-  char *slash = strrchr(path, '/');
-  if (slash) slash[slash == path] = 0;
-  int fd = open(slash ? path : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+void mav__sync_directory(const char *path) {
+  const char *slash = strrchr(path, '/');
+  char *dir = slash ? mav__strndup(path, slash == path ? 1 : (size_t)(slash - path)) : mav__strdup(".");
+  int fd = dir ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+  mav__free(dir);
   if (fd < 0) return;
   (void)fsync(fd);
   close(fd);
@@ -148,7 +148,7 @@ mav_err mav__writer_commit(mav__writer *w) {
   if (close(fd) < 0) MAV_GOTO(MAV_FAIL_ERRNO(w->diag, IO, w->op, "%s: cannot close", name));
   if (rename(w->temp, w->path) < 0) MAV_GOTO(MAV_FAIL_ERRNO(w->diag, IO, w->op, "%s: cannot rename the finished file", name));
   w->temp[0] = 0;
-  sync_directory(w->path);
+  mav__sync_directory(w->path);
 done:
   mav__writer_abort(w);
   return err;

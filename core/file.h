@@ -21,6 +21,10 @@ char *mav__path_join(const char *dir, const char *name);
 /* The end of a path that is too long for a one-line message. */
 const char *mav__path_short(const char *path);
 
+/* Syncs the directory that the file `path` is in: a rename survives a power loss only then. File systems that cannot do that, and a
+ * lack of memory for the name, are left alone. */
+void mav__sync_directory(const char *path);
+
 /* Writes beside `path` under a temporary name; commit syncs and renames, abort removes. One of the two ends it. */
 typedef struct mav__writer {
   int fd;

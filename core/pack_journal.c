@@ -52,16 +52,6 @@ static bool read_at(int fd, void *data, size_t bytes, uint64_t at) {
   return true;
 }
 
-void mav__pack_sync_directory(const char *path) {
-  const char *slash = strrchr(path, '/');
-  char *dir = slash ? mav__strndup(path, slash == path ? 1 : (size_t)(slash - path)) : mav__strdup(".");
-  int fd = dir ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-  mav__free(dir);
-  if (fd < 0) return;
-  (void)fsync(fd); /* file systems that cannot do that are left alone */
-  close(fd);
-}
-
 static mav_err open_own(int *fd, const char *path, mav_diag *diag) {
   struct stat st;
   int f = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
@@ -103,7 +93,7 @@ static mav_err begin(mav_pack_writer *w, mav_diag *diag) {
   make_beginning(w, record);
   MAV_TRY(mav__pack_pwrite(w, w->journal_fd, record, RECORD, 0, diag));
   if (fsync(w->journal_fd) < 0) return MAV_FAIL_ERRNO(diag, IO, OP, "%s: cannot sync", mav__path_short(w->journal));
-  mav__pack_sync_directory(w->part);
+  mav__sync_directory(w->part);
   mav__pack_head_put(head, &(mav__pack_head){.version = MAV__PACK_VERSION,
                                              .json_bytes = w->layout.json_bytes,
                                              .chunks = w->layout.chunks,

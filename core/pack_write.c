@@ -166,7 +166,7 @@ static mav_err finish(mav_pack_writer *w, mav_diag *diag) {
   MAV_TRY(write_header(w, diag));
   if (fsync(w->fd) < 0) return MAV_FAIL_ERRNO(diag, IO, OP, "%s: cannot sync", mav__path_short(w->part));
   if (rename(w->part, w->path) < 0) return MAV_FAIL_ERRNO(diag, IO, OP, "%s: cannot rename the finished file", mav__path_short(w->path));
-  mav__pack_sync_directory(w->path);
+  mav__sync_directory(w->path);
   unlink(w->journal); /* one that stays behind does no harm: without .part it is not read */
   return MAV_OK;
 }

@@ -46,6 +46,5 @@ mav_err mav__pack_resume(mav_pack_writer *w, const mav_pack_plan *plan, mav_diag
 /* Syncs .part, then notes its new chunks in the journal. */
 mav_err mav__pack_sync(mav_pack_writer *w, mav_diag *diag);
 mav_err mav__pack_pwrite(mav_pack_writer *w, int fd, const void *data, size_t bytes, uint64_t at, mav_diag *diag);
-void mav__pack_sync_directory(const char *path); /* of the file path */
 
 #endif
