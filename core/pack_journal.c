@@ -170,16 +170,16 @@ mav_err mav__pack_resume(mav_pack_writer *w, const mav_pack_plan *plan, mav_diag
 
 mav_err mav__pack_sync(mav_pack_writer *w, mav_diag *diag) {
   unsigned char record[32 * RECORD];
-  if (w->journaled == w->chunk) return MAV_OK;
+  if (w->journaled == w->written) return MAV_OK;
   if (fdatasync(w->fd) < 0) return MAV_FAIL_ERRNO(diag, IO, OP, "%s: cannot sync", mav__path_short(w->part));
-  for (uint64_t i = w->journaled; i < w->chunk;) {
-    uint64_t n = w->chunk - i < 32 ? w->chunk - i : 32;
+  for (uint64_t i = w->journaled; i < w->written;) {
+    uint64_t n = w->written - i < 32 ? w->written - i : 32;
     for (uint64_t k = 0; k < n; k++) make_record(w, i + k, record + k * RECORD);
     MAV_TRY(mav__pack_pwrite(w, w->journal_fd, record, (size_t)n * RECORD, RECORD + i * RECORD, diag));
     i += n;
   }
   if (fdatasync(w->journal_fd) < 0) return MAV_FAIL_ERRNO(diag, IO, OP, "%s: cannot sync", mav__path_short(w->journal));
-  w->journaled = w->chunk;
+  w->journaled = w->written;
   w->unsynced = 0;
   return MAV_OK;
 }

@@ -4,10 +4,15 @@
  *
  * Chunks are independent of each other and of how put cuts the bytes, so an interruption does not show in the file. The name
  * PATH appears by a rename when all is on disk; until then an older file of that name stays as it is. What fails for reasons
- * of the world (a full disk) makes the writer fail for good: the next one starts from what the journal has. */
+ * of the world (a full disk) makes the writer fail for good: the next one starts from what the journal has.
+ *
+ * A thread hashes, compresses, writes and syncs one chunk while put collects the next: half of the time would go by waiting for the
+ * other half. So put may tell of a chunk that an earlier put completed; finish and close wait for the thread. Without a thread (none
+ * can be started) put does its work. The thread allocates nothing and takes no signals. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -45,6 +50,8 @@ mav_err mav_pack_writer_open(mav_pack_writer **out, const char *path, const mav_
   mav_pack_writer *w = mav__alloc(sizeof *w);
   if (!w) return MAV_FAIL(diag, NOMEM, OP, "%s: out of memory", where);
   w->fd = w->journal_fd = -1;
+  pthread_mutex_init(&w->lock, NULL);
+  pthread_cond_init(&w->changed, NULL);
   MAV_GOTO(mav__pack_layout_init(&w->layout, plan, path, diag));
   const mav__pack_layout *l = &w->layout;
   uint64_t chunk_bytes = 1; /* of the largest chunk */
@@ -58,13 +65,15 @@ mav_err mav_pack_writer_open(mav_pack_writer **out, const char *path, const mav_
   w->journal = with_suffix(path, ".journal");
   w->table = mav__alloc((size_t)l->chunks * MAV__PACK_ROW + 1);
   w->buffer = mav__alloc((size_t)chunk_bytes);
+  w->spare = mav__alloc((size_t)chunk_bytes);
   if (compress) w->packed = mav__alloc((size_t)chunk_bytes);
   if (compress) w->planes = mav__alloc((size_t)chunk_bytes);
-  if (!w->path || !w->part || !w->journal || !w->table || !w->buffer || (compress && (!w->packed || !w->planes)))
+  if (!w->path || !w->part || !w->journal || !w->table || !w->buffer || !w->spare || (compress && (!w->packed || !w->planes)))
     MAV_GOTO(MAV_FAIL(diag, NOMEM, OP, "%s: out of memory", where));
   w->end = l->data_start;
   w->sync_bytes = plan->sync_bytes ? plan->sync_bytes : SYNC_BYTES;
   MAV_GOTO(mav__pack_resume(w, plan, diag));
+  w->written = w->chunk;
   advance(w);
   *out = w;
   w = NULL;
@@ -89,17 +98,89 @@ static void write_behind(int fd, uint64_t at, uint64_t bytes) {
 }
 
 static mav_err write_chunk(mav_pack_writer *w, const mav__pack_slot *slot, const void *data, uint64_t raw, mav_diag *diag) {
-  mav__pack_chunk c = {.offset = mav__pack_place(w->end, w->chunk == slot->chunk), .stored = raw, .raw = raw};
+  mav__pack_chunk c = {.offset = mav__pack_place(w->end, w->written == slot->chunk), .stored = raw, .raw = raw};
   if (slot->compress && mav__pack_encode(&c, slot->dtype, data, w->packed, w->planes)) data = w->packed;
   c.hash = mav__pack_hash(data, c.stored);
   MAV_TRY(mav__pack_pwrite(w, w->fd, data, c.stored, c.offset, diag));
   write_behind(w->fd, c.offset, c.stored);
-  mav__pack_chunk_put(w->table + w->chunk * MAV__PACK_ROW, &c);
-  w->chunk++;
+  mav__pack_chunk_put(w->table + w->written * MAV__PACK_ROW, &c);
+  w->written++;
   w->end = c.offset + c.stored;
+  if ((w->unsynced += c.stored) >= w->sync_bytes) return mav__pack_sync(w, diag);
+  return MAV_OK;
+}
+
+/* ---- the thread ------------------------------------------------------------------------------------------------------------ */
+
+static void *work(void *arg) {
+  mav_pack_writer *w = arg;
+  pthread_mutex_lock(&w->lock);
+  for (;;) {
+    while (!w->is_busy && !w->is_ending) pthread_cond_wait(&w->changed, &w->lock);
+    if (!w->is_busy) break;
+    pthread_mutex_unlock(&w->lock);
+    mav_diag diag = {0};
+    mav_err err = write_chunk(w, w->job, w->spare, w->job_bytes, &diag);
+    pthread_mutex_lock(&w->lock);
+    if (err) {
+      w->behind = err;
+      w->diag = diag;
+    }
+    w->is_busy = false;
+    pthread_cond_signal(&w->changed);
+  }
+  pthread_mutex_unlock(&w->lock);
+  return NULL;
+}
+
+static void start(mav_pack_writer *w) {
+  sigset_t all, kept;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &kept);
+  w->has_thread = !pthread_create(&w->thread, NULL, work, w);
+  pthread_sigmask(SIG_SETMASK, &kept, NULL);
+}
+
+/* Waits until all chunks that were taken are in the file, or one of them has failed. */
+static mav_err drain(mav_pack_writer *w, mav_diag *diag) {
+  if (!w->has_thread) return w->behind;
+  pthread_mutex_lock(&w->lock);
+  while (w->is_busy) pthread_cond_wait(&w->changed, &w->lock);
+  pthread_mutex_unlock(&w->lock);
+  if (w->behind && diag) *diag = w->diag;
+  return w->behind;
+}
+
+static void stop(mav_pack_writer *w) {
+  if (!w->has_thread) return;
+  pthread_mutex_lock(&w->lock);
+  w->is_ending = true;
+  pthread_cond_signal(&w->changed);
+  pthread_mutex_unlock(&w->lock);
+  pthread_join(w->thread, NULL);
+  w->has_thread = false;
+}
+
+/* The buffer holds a whole chunk. */
+static mav_err give_chunk(mav_pack_writer *w, const mav__pack_slot *slot, uint64_t raw, mav_diag *diag) {
+  if (!w->has_thread) start(w);
+  MAV_TRY(drain(w, diag));
+  if (w->has_thread) {
+    char *full = w->buffer;
+    w->buffer = w->spare;
+    pthread_mutex_lock(&w->lock);
+    w->spare = full;
+    w->job = slot;
+    w->job_bytes = raw;
+    w->is_busy = true;
+    pthread_cond_signal(&w->changed);
+    pthread_mutex_unlock(&w->lock);
+  } else {
+    MAV_TRY(write_chunk(w, slot, w->buffer, raw, diag));
+  }
+  w->chunk++;
   w->buffered = 0;
   advance(w);
-  if ((w->unsynced += c.stored) >= w->sync_bytes) return mav__pack_sync(w, diag);
   return MAV_OK;
 }
 
@@ -128,14 +209,10 @@ mav_err mav_pack_writer_put(mav_pack_writer *w, int tensor, const void *data, si
   for (const char *p = data; bytes;) {
     uint64_t begin = (w->chunk - slot->chunk) * l->chunk_bytes, left = slot->bytes - begin;
     size_t raw = (size_t)(left < l->chunk_bytes ? left : l->chunk_bytes), n = raw - w->buffered < bytes ? raw - w->buffered : bytes;
-    const void *chunk = p;
-    if (n < raw) {
-      memcpy(w->buffer + w->buffered, p, n);
-      w->buffered += n;
-      chunk = w->buffer;
-    }
-    if (n == raw || w->buffered == raw) {
-      w->failed = write_chunk(w, slot, chunk, raw, diag);
+    memcpy(w->buffer + w->buffered, p, n);
+    w->buffered += n;
+    if (w->buffered == raw) {
+      w->failed = give_chunk(w, slot, raw, diag);
       if (w->failed) return w->failed;
     }
     p += n;
@@ -162,6 +239,7 @@ static mav_err write_header(mav_pack_writer *w, mav_diag *diag) {
 }
 
 static mav_err finish(mav_pack_writer *w, mav_diag *diag) {
+  MAV_TRY(drain(w, diag));
   MAV_TRY(mav__pack_sync(w, diag));
   MAV_TRY(write_header(w, diag));
   if (fsync(w->fd) < 0) return MAV_FAIL_ERRNO(diag, IO, OP, "%s: cannot sync", mav__path_short(w->part));
@@ -179,6 +257,7 @@ mav_err mav_pack_writer_finish(mav_pack_writer *w, mav_diag *diag) {
   if (w->fd < 0) return MAV_FAIL(diag, STATE, OP, "%s: it is finished", mav__path_short(w->path));
   w->failed = finish(w, diag);
   if (w->failed) return w->failed;
+  stop(w);
   close(w->fd);
   close(w->journal_fd);
   w->fd = w->journal_fd = -1;
@@ -187,12 +266,17 @@ mav_err mav_pack_writer_finish(mav_pack_writer *w, mav_diag *diag) {
 
 void mav_pack_writer_close(mav_pack_writer *w) {
   if (!w) return;
-  if (w->fd >= 0 && !w->failed) (void)mav__pack_sync(w, NULL);
+  mav_err behind = drain(w, NULL);
+  stop(w);
+  pthread_cond_destroy(&w->changed);
+  pthread_mutex_destroy(&w->lock);
+  if (w->fd >= 0 && !w->failed && !behind) (void)mav__pack_sync(w, NULL);
   if (w->journal_fd >= 0) close(w->journal_fd);
   if (w->fd >= 0) close(w->fd);
   mav__pack_layout_deinit(&w->layout);
   mav__free(w->planes);
   mav__free(w->packed);
+  mav__free(w->spare);
   mav__free(w->buffer);
   mav__free(w->table);
   mav__free(w->journal);

@@ -2,6 +2,8 @@
 #ifndef MAV_CORE_PACK_WRITER_H
 #define MAV_CORE_PACK_WRITER_H
 
+#include <pthread.h>
+
 #include "pack.h"
 
 #define MAV__PACK_WRITE "pack_write"
@@ -31,14 +33,28 @@ struct mav_pack_writer {
   int fd, journal_fd; /* of .part (locked) and .journal; -1: closed */
   mav__pack_layout layout;
   unsigned char *table; /* (chunks) rows, filled up to `chunk` */
-  uint64_t chunk, end;  /* written: chunks, and where the last one ends */
+  uint64_t chunk;       /* taken from the caller: chunks */
   int tensor;           /* the next chunk's */
-  char *buffer;         /* the next chunk's bytes, when they come in pieces */
+  char *buffer;         /* the next chunk's bytes */
   size_t buffered;
+  mav_err failed; /* sticks */
+
+  /* One chunk is written while the next one comes in: by a thread, from the first chunk until finish or close. */
+  pthread_t thread;
+  bool has_thread;
+  pthread_mutex_t lock;
+  pthread_cond_t changed;
+  bool is_busy, is_ending;   /* of the thread; under the lock, as the next two are while it has no chunk */
+  const mav__pack_slot *job; /* the tensor of the chunk in `spare` */
+  uint64_t job_bytes;
+  mav_err behind; /* what a chunk that was taken met, until the caller is told; sticks */
+  mav_diag diag;
+  /* Of whoever writes: the thread while it is busy, else the caller. */
+  char *spare;
+  uint64_t written, end; /* chunks, and where the last one ends */
   char *packed, *planes; /* chunk_bytes each where something is compressed, else NULL */
   uint64_t journaled;    /* chunks that the journal has */
   uint64_t sync_bytes, unsynced;
-  mav_err failed; /* sticks */
 };
 
 /* Opens and locks .part, opens .journal, takes up what they hold. */
