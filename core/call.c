@@ -29,8 +29,8 @@ typedef struct call {
 
 #define FAIL(c, code, ...) MAV_RT_FAIL((c)->rt, code, (c)->desc->name, __VA_ARGS__)
 
-static void use(call *c, const mav_tensor *t, size_t at) {
-  c->uses[c->use_count++] = (mav__use){t->buffer, at, t->offset * (int64_t)mav_dtype_bytes(t->dtype)};
+static void use(call *c, const mav_tensor *t, size_t at, bool written) {
+  c->uses[c->use_count++] = (mav__use){t->buffer, at, t->offset * (int64_t)mav_dtype_bytes(t->dtype), written};
 }
 
 static mav_err check_tensor(call *c, const mav_arg_desc *d, const mav_tensor *t) {
@@ -69,7 +69,7 @@ static mav_err fill_tensor(call *c, const mav_arg_desc *d, mav_arg *a) {
     return FAIL(c, INVALID, "%s is a strided view; make it contiguous first (op cast)", d->name);
   mavk_array array = mav__tensor_array(t);
   memcpy(c->blob + d->offset, &array, sizeof array);
-  use(c, t, d->offset + offsetof(mavk_array, p));
+  use(c, t, d->offset + offsetof(mavk_array, p), d->kind == MAV_ARG_OUT || d->kind == MAV_ARG_MUT);
   return MAV_OK;
 }
 
@@ -80,11 +80,11 @@ static mav_err fill_weight(call *c, const mav_arg_desc *d, mav_arg *a) {
   int last = t->dims - 1;
   if (t->stride[last] != 1 && t->shape[last] > 1) return FAIL(c, INVALID, "%s: the last dimension of a weight must be contiguous", d->name);
   mavk_weight w = {.a = mav__tensor_array(t), .act = (int32_t)t->act, .in_scale = t->in_scale};
-  use(c, t, d->offset + offsetof(mavk_weight, a) + offsetof(mavk_array, p));
+  use(c, t, d->offset + offsetof(mavk_weight, a) + offsetof(mavk_array, p), false);
   if (t->scale) {
     w.scale = mav__tensor_pointer(t->scale);
     memcpy(w.scale_s, t->scale_s, sizeof w.scale_s);
-    use(c, t->scale, d->offset + offsetof(mavk_weight, scale));
+    use(c, t->scale, d->offset + offsetof(mavk_weight, scale), false);
   }
   memcpy(c->blob + d->offset, &w, sizeof w);
   return MAV_OK;
@@ -442,8 +442,35 @@ static mav_err check_values(call *c) {
   return MAV_OK;
 }
 
+/* A tensor's values are all indices below bound now; 0: nobody knows. */
+static void note_known(const mav_tensor *t, int64_t bound) {
+  mav__buffer *b = t->buffer;
+  const bool whole = (size_t)mav_tensor_count(t) * mav_dtype_bytes(t->dtype) == b->bytes;
+  b->known_bound = whole ? bound : 0;
+  b->known_version = b->version;
+}
+
+/* At once, on a device: what the host wrote goes there before, what the op writes is not on the host's side. */
+static mav_err run_on_device(call *c) {
+  MAV_RT_TRY_ALIVE(c->rt);
+  for (int i = 0; i < c->use_count; i++) MAV_TRY(mav__mirror_flush(c->uses[i].buffer));
+  if (c->rows) MAV_TRY(mav__mirror_flush(c->rows->table->buffer));
+  if (c->next) MAV_TRY(mav__mirror_flush(c->next->table->buffer));
+  if (c->kv) MAV_TRY(mav__mirror_flush(c->kv->keys->buffer));
+  for (int i = 0; c->kv && i < c->kv->groups; i++) MAV_TRY(mav__mirror_flush(c->kv->group[i].table->buffer));
+  MAV_TRY(c->rt->backend->run(c->rt, &(mav__node){c->op, c->blob}, 1));
+  for (int i = 0; i < c->use_count; i++)
+    if (c->uses[i].written) mav__device_wrote(c->uses[i].buffer, 0);
+  if (c->next) mav__device_wrote(c->next->table->buffer, 0);
+  const int64_t bound = index_bound(c);
+  for (int i = 0; bound && i < c->desc->args; i++)
+    if (c->desc->arg[i].kind == MAV_ARG_OUT && c->args[i].tensor->dtype == MAV_DTYPE_I32) note_known(c->args[i].tensor, bound);
+  return MAV_OK;
+}
+
 static mav_err run_or_record(call *c) {
   mav_graph *g = c->rt->capture;
+  if (!g && c->rt->backend->is_device) return run_on_device(c);
   if (!g) {
     mav__node node = {c->op, c->blob};
     return c->rt->backend->run(c->rt, &node, 1);
@@ -452,6 +479,7 @@ static mav_err run_or_record(call *c) {
   if (c->next) MAV_TRY(mav__graph_hold_rows(g, c->next));
   if (c->kv) MAV_TRY(mav__graph_hold_kv(g, c->kv));
   MAV_TRY(mav__graph_record(g, c->op, c->blob, c->uses, c->use_count));
+  if (c->next) MAV_TRY(mav__graph_note_written(g, c->next->table->buffer));
   if (c->next) note_rows(c);
   for (int i = 0; i < c->desc->args; i++)
     if (c->args[i].given && (c->desc->arg[i].kind == MAV_ARG_OUT || c->desc->arg[i].kind == MAV_ARG_MUT)) note_write(c, c->args[i].tensor);
@@ -510,21 +538,24 @@ done:
 }
 
 /* How many different experts an index tensor names; all of them when it cannot be read. */
-static int64_t distinct_experts(const mav_tensor *index, int64_t experts) {
-  const int32_t *p = mav__tensor_pointer(index);
-  int64_t n = mav_tensor_count(index), distinct = 0;
-  if (!p) return experts < n ? experts : n;
-  for (int64_t i = 0; i < n; i++) {
-    int64_t j = 0;
-    while (j < i && p[j] != p[i]) j++;
-    distinct += j == i;
-  }
+static int64_t distinct_experts(mav_tensor *index, int64_t experts) {
+  const int64_t n = mav_tensor_count(index), most = experts < n ? experts : n;
+  int64_t distinct = 0;
+  int32_t *p = mav__alloc((size_t)n * sizeof *p + 1);
+  if (!p || mav_tensor_is_planned(index) || mav_tensor_read(index, p, (size_t)n * sizeof *p)) distinct = most;
+  else
+    for (int64_t i = 0; i < n; i++) {
+      int64_t j = 0;
+      while (j < i && p[j] != p[i]) j++;
+      distinct += j == i;
+    }
+  mav__free(p);
   return distinct;
 }
 
 double mav_op_bytes(mav_runtime *rt, int op, const mav_arg *args) {
   const mav_op_desc *desc = mav_op_get(op);
-  const mav_tensor *index = NULL;
+  mav_tensor *index = NULL;
   double bytes = 0;
   (void)rt;
   for (int i = 0; i < desc->args; i++)

@@ -7,6 +7,9 @@
  * address. end gives them places in the runtime's arena (plan.c), or memory of their own where kept, and patches every
  * pointer. A launch checks what the host may have changed since (rows), and runs the list; it allocates nothing.
  *
+ * On a device end also makes the backend's executable, with mail for the small results (mirror.c), and a launch uploads what the host
+ * wrote, and returns when the executable is on its way. It is made again when the arena has moved.
+ *
  * The graph holds one reference to every buffer its nodes use. Planned buffers name their graph only for identity.
  */
 #include "graph.h"
@@ -71,6 +74,7 @@ mav_err mav__graph_record(mav_graph *g, int op, const void *args, const mav__use
   for (int i = 0; i < count; i++) {
     mav__buffer *b = uses[i].buffer;
     MAV_GOTO(hold(g, b));
+    if (uses[i].written) MAV_GOTO(mav__graph_note_written(g, b));
     if (b->kind != MAV__BUFFER_PLANNED) continue;
     g->plans.at[b->plan].last = g->nodes.count;
     MAV_GOTO(PUSH(g, fixups, ((mav__fixup){.node = g->nodes.count, .at = uses[i].at, .buffer = b, .offset = uses[i].offset})));
@@ -81,6 +85,13 @@ done:
   g->fixups.count = fixups; /* the capture may go on: the next node is another one */
   mav__free(copy);
   return err;
+}
+
+mav_err mav__graph_note_written(mav_graph *g, mav__buffer *b) {
+  if (!b->on_device) return MAV_OK;
+  for (int64_t i = 0; i < g->written.count; i++)
+    if (g->written.at[i] == b) return MAV_OK;
+  return PUSH(g, written, b);
 }
 
 mav_err mav__graph_hold_rows(mav_graph *g, mav_rows *rows) {
@@ -114,19 +125,43 @@ mav_err mav__graph_check_at_launch(mav_graph *g, mav__launch_check c) {
   return MAV_OK;
 }
 
+/* Every element is in [0, limit). *bound: one more than the largest. */
+static mav_err check_indices(mav_runtime *rt, const mav__launch_check *c, const int32_t *p, int64_t n, int64_t *bound) {
+  *bound = 1;
+  for (int64_t i = 0; i < n; i++) {
+    if (p[i] < 0 || p[i] >= c->id_limit)
+      return MAV_RT_FAIL(rt, RANGE, c->op, "index %d (element %lld) is outside 0 to %lld", p[i], (long long)i, (long long)c->id_limit - 1);
+    if (p[i] >= *bound) *bound = p[i] + 1;
+  }
+  return MAV_OK;
+}
+
+/* On a device the values are fetched, unless they are known since they were last written. */
+static mav_err check_index(mav_runtime *rt, const mav__launch_check *c) {
+  mav__buffer *b = c->index->buffer;
+  const int64_t n = mav_tensor_count(c->index);
+  int64_t bound;
+  if (!b->on_device) return check_indices(rt, c, mav__tensor_pointer(c->index), n, &bound);
+  if (b->known_bound && b->known_bound <= c->id_limit && b->known_version == b->version) return MAV_OK;
+  const size_t bytes = (size_t)n * sizeof(int32_t);
+  int32_t *p = mav__alloc(bytes + 1);
+  if (!p) return MAV_RT_NOMEM(rt, c->op);
+  mav_err err = mav_tensor_read(c->index, p, bytes);
+  if (!err) err = check_indices(rt, c, p, n, &bound);
+  if (!err && bytes == b->bytes) {
+    b->known_bound = bound;
+    b->known_version = b->version;
+  }
+  mav__free(p);
+  return err;
+}
+
 mav_err mav__check_now(mav_runtime *rt, const mav__launch_check *c) {
   if (c->next) return mav__rows_check_next(c->rows, c->next, c->op);
   if (c->derives) return mav__kv_check_ahead(c->kv, c->rows, c->ahead, c->op);
   if (c->rows) MAV_TRY(mav__rows_check(c->rows, c->op, c->id_limit, c->seq_limit));
   if (c->kv) MAV_TRY(mav__kv_check_rows(c->kv, c->rows, c->moves, c->op));
-  if (c->index) {
-    const int32_t *p = mav__tensor_pointer(c->index);
-    int64_t n = mav_tensor_count(c->index);
-    for (int64_t i = 0; i < n; i++)
-      if (p[i] < 0 || p[i] >= c->id_limit)
-        return MAV_RT_FAIL(rt, RANGE, c->op, "index %d (element %lld) is outside 0 to %lld", p[i], (long long)i, (long long)c->id_limit - 1);
-  }
-  return MAV_OK;
+  return c->index ? check_index(rt, c) : MAV_OK;
 }
 
 mav_err mav_graph_keep(mav_graph *g, mav_tensor *t) {
@@ -145,6 +180,54 @@ static void patch(mav_graph *g) {
     memcpy((char *)g->nodes.at[f->node].args + f->at, &p, sizeof p);
   }
   g->arena_version = g->rt->arena_version;
+}
+
+#define MAIL_BYTES_MAX ((size_t)16 << 10) /* a result up to here comes with the mail; the host asks for larger ones */
+
+static mav_err note_mirrored(mav_graph *g, mav__buffer *b) {
+  if (!b->host) return MAV_OK;
+  for (int64_t i = 0; i < g->mirrored.count; i++)
+    if (g->mirrored.at[i] == b) return MAV_OK;
+  return PUSH(g, mirrored, b);
+}
+
+/* Which buffers the host shares with the nodes: those it may read after a launch get memory on its side. */
+static mav_err mirror(mav_graph *g) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < g->written.count; i++) {
+    mav__buffer *b = g->written.at[i];
+    if (b->kind == MAV__BUFFER_PLANNED) continue; /* nobody reads it */
+    g->written.at[n++] = b;
+    if (b->bytes <= MAIL_BYTES_MAX) MAV_TRY(mav__mirror_add(b, "graph_end"));
+  }
+  g->written.count = n;
+  for (int64_t i = 0; i < g->held.count; i++) MAV_TRY(note_mirrored(g, g->held.at[i]));
+  for (int64_t i = 0; i < g->held_rows.count; i++) MAV_TRY(note_mirrored(g, g->held_rows.at[i]->table->buffer));
+  for (int64_t i = 0; i < g->held_kvs.count; i++) {
+    const mav_kv *kv = g->held_kvs.at[i];
+    MAV_TRY(note_mirrored(g, kv->keys->buffer));
+    for (int k = 0; k < kv->groups; k++) MAV_TRY(note_mirrored(g, kv->group[k].table->buffer));
+  }
+  return MAV_OK;
+}
+
+static bool is_mailed(const mav__buffer *b) { return b->host && b->bytes <= MAIL_BYTES_MAX; }
+
+/* The executable, for the pointers as they are now. */
+static mav_err make(mav_graph *g) {
+  mav_runtime *rt = g->rt;
+  mav__mail *mail = mav__alloc((size_t)(g->written.count + 1) * sizeof *mail);
+  int64_t n = 0;
+  if (!mail) return MAV_RT_NOMEM(rt, "graph");
+  for (int64_t i = 0; i < g->written.count; i++) {
+    const mav__buffer *b = g->written.at[i];
+    if (is_mailed(b)) mail[n++] = (mav__mail){b->host, b->data, b->bytes};
+  }
+  rt->backend->graph_free(rt, g->exec);
+  g->exec = NULL;
+  mav_err err = rt->backend->graph_new(rt, g->nodes.at, g->nodes.count, mail, n, &g->exec);
+  mav__free(mail);
+  return err;
 }
 
 mav_err mav_graph_end(mav_graph *g) {
@@ -167,6 +250,10 @@ mav_err mav_graph_end(mav_graph *g) {
     p->buffer->kind = MAV__BUFFER_OWNED;
   }
   patch(g);
+  if (rt->backend->is_device) {
+    MAV_TRY(mirror(g));
+    MAV_TRY(make(g));
+  }
   g->state = MAV__GRAPH_READY;
   return MAV_OK;
 }
@@ -185,6 +272,7 @@ mav_graph *mav_graph_retain(mav_graph *g) {
 void mav_graph_release(mav_graph *g) {
   if (!g || --g->refs) return;
   mav_graph_abort(g);
+  if (g->exec) g->rt->backend->graph_free(g->rt, g->exec);
   for (int64_t i = 0; i < g->plans.count; i++)
     if (g->plans.at[i].buffer->kind == MAV__BUFFER_PLANNED) g->plans.at[i].buffer->graph = NULL;
   for (int64_t i = 0; i < g->nodes.count; i++) mav__free(g->nodes.at[i].args);
@@ -199,6 +287,8 @@ void mav_graph_release(mav_graph *g) {
   mav__free(g->checks.at);
   mav__free(g->held_rows.at);
   mav__free(g->held_kvs.at);
+  mav__free(g->written.at);
+  mav__free(g->mirrored.at);
   mav_rows_release(g->rows);
   mav_runtime_release(g->rt);
   mav__free(g);
@@ -210,35 +300,79 @@ static mav_err ready(mav_graph *g, const char *op) {
   if (g->state != MAV__GRAPH_READY) return MAV_RT_FAIL(g->rt, STATE, op, "the graph was not captured to its end");
   if (g->rt->capture) return MAV_RT_FAIL(g->rt, STATE, op, "a capture is open on this runtime");
   for (int64_t i = 0; i < g->checks.count; i++) MAV_TRY(mav__check_now(g->rt, &g->checks.at[i]));
-  if (g->arena_version != g->rt->arena_version) patch(g);
+  const bool moved = g->arena_version != g->rt->arena_version;
+  if (moved) patch(g);
+  if (!g->rt->backend->is_device) return MAV_OK;
+  MAV_RT_TRY_ALIVE(g->rt);
+  if (moved || !g->exec) MAV_TRY(make(g));
+  for (int64_t i = 0; i < g->mirrored.count; i++) MAV_TRY(mav__mirror_flush(g->mirrored.at[i]));
+  return MAV_OK;
+}
+
+/* The nodes' results are new; ticket: of the launch that mails them, or 0. */
+static void note_results(mav_graph *g, uint64_t ticket) {
+  for (int64_t i = 0; i < g->written.count; i++) mav__device_wrote(g->written.at[i], is_mailed(g->written.at[i]) ? ticket : 0);
+}
+
+static mav_err launch(mav_graph *g) {
+  MAV_TRY(g->rt->backend->graph_launch(g->rt, g->exec, &g->ticket));
+  note_results(g, g->ticket);
   return MAV_OK;
 }
 
 mav_err mav_graph_launch(mav_graph *g) {
+  mav_runtime *rt = g->rt;
   MAV_TRY(ready(g, "graph_launch"));
-  int64_t start = mav_now_ns();
-  MAV_TRY(g->rt->backend->run(g->rt, g->nodes.at, g->nodes.count));
-  g->stats.last_ns = mav_now_ns() - start;
+  const int64_t start = mav_now_ns();
+  if (rt->backend->is_device) {
+    MAV_TRY(launch(g));
+    g->launched_ns = start;
+  } else {
+    MAV_TRY(rt->backend->run(rt, g->nodes.at, g->nodes.count));
+    g->stats.last_ns = mav_now_ns() - start;
+  }
   g->stats.launches++;
   return MAV_OK;
 }
 
-mav_err mav_graph_wait(mav_graph *g) {
-  if (g->state != MAV__GRAPH_READY) return MAV_RT_FAIL(g->rt, STATE, "graph_wait", "the graph was not captured to its end");
-  return MAV_OK; /* the host backends run to completion in launch */
+/* The end of the last launch was seen. */
+static void note_end(mav_graph *g) {
+  if (!g->launched_ns) return;
+  g->stats.last_ns = mav_now_ns() - g->launched_ns;
+  g->launched_ns = 0;
 }
 
-bool mav_graph_poll(mav_graph *g) { return g->state == MAV__GRAPH_READY; }
+mav_err mav_graph_wait(mav_graph *g) {
+  if (g->state != MAV__GRAPH_READY) return MAV_RT_FAIL(g->rt, STATE, "graph_wait", "the graph was not captured to its end");
+  if (!g->ticket) return MAV_OK; /* nothing was launched; or the backend is a host, which runs to completion in launch */
+  MAV_TRY(g->rt->backend->wait(g->rt, g->ticket));
+  note_end(g);
+  return MAV_OK;
+}
+
+bool mav_graph_poll(mav_graph *g) {
+  if (g->state != MAV__GRAPH_READY) return false;
+  if (!g->ticket) return true;
+  if (!g->rt->backend->poll(g->rt, g->ticket)) return false;
+  note_end(g);
+  return true;
+}
 
 void mav_graph_get_stats(const mav_graph *g, mav_graph_stats *out) { *out = g->stats; }
 
 mav_err mav_graph_profile(mav_graph *g, int *op, int64_t *ns) {
+  mav_runtime *rt = g->rt;
   MAV_TRY(ready(g, "graph_profile"));
+  for (int64_t i = 0; i < g->nodes.count; i++) op[i] = g->nodes.at[i].op;
+  if (rt->backend->is_device) {
+    MAV_TRY(rt->backend->profile(rt, g->nodes.at, g->nodes.count, ns));
+    note_results(g, 0);
+    return MAV_OK;
+  }
   for (int64_t i = 0; i < g->nodes.count; i++) {
     int64_t start = mav_now_ns();
-    MAV_TRY(g->rt->backend->run(g->rt, &g->nodes.at[i], 1));
+    MAV_TRY(rt->backend->run(rt, &g->nodes.at[i], 1));
     ns[i] = mav_now_ns() - start;
-    op[i] = g->nodes.at[i].op;
   }
   return MAV_OK;
 }

@@ -55,6 +55,12 @@ struct mav_graph {
   MAV__LIST(mav_kv *) held_kvs;
   uint32_t arena_version;
   mav_graph_stats stats;
+  /* ---- on a device ---- */
+  MAV__LIST(mav__buffer *) written;  /* by the nodes; borrowed from held and held_rows */
+  MAV__LIST(mav__buffer *) mirrored; /* that the nodes use: uploaded before a launch, where the host wrote */
+  void *exec;                        /* the backend's executable; NULL: to be made at the next launch */
+  uint64_t ticket;                   /* of the last launch; 0: none */
+  int64_t launched_ns;               /* when it was; 0: its end was seen */
 };
 
 /* One argument's buffer as a node uses it. */
@@ -62,6 +68,7 @@ typedef struct mav__use {
   mav__buffer *buffer;
   size_t at;
   int64_t offset;
+  bool written;
 } mav__use;
 
 /* Makes room for one more element of a MAV__LIST. */
@@ -71,6 +78,8 @@ bool mav__list_grow(void *list, size_t element);
 mav_err mav__graph_plan(mav_graph *g, size_t bytes, mav__buffer **out);
 /* Appends a node: copies the argument structure, notes which buffers it uses. */
 mav_err mav__graph_record(mav_graph *g, int op, const void *args, const mav__use *uses, int count);
+/* A node writes this buffer, too. */
+mav_err mav__graph_note_written(mav_graph *g, mav__buffer *b);
 mav_err mav__graph_hold_rows(mav_graph *g, mav_rows *rows);
 mav_err mav__graph_hold_kv(mav_graph *g, mav_kv *kv);
 mav_err mav__graph_check_at_launch(mav_graph *g, mav__launch_check check);

@@ -14,8 +14,14 @@
 #include <string.h>
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int32_t *table_of(const mav_kv *kv, const mav__kv_group *g, int seq) {
-  return (int32_t *)mav__tensor_pointer(g->table) + (int64_t)seq * kv->stride;
+/* A sequence's line of the page table, for the host: to read, and to write the entries of blocks [first, end). */
+static const int32_t *table_of(const mav_kv *kv, const mav__kv_group *g, int seq) {
+  return (const int32_t *)mav__host_read(g->table->buffer) + (int64_t)seq * kv->stride;
+}
+static int32_t *table_edit(const mav_kv *kv, const mav__kv_group *g, int seq, int64_t first, int64_t end) {
+  const size_t line = (size_t)(seq * kv->stride) * sizeof(int32_t);
+  char *table = mav__host_write(g->table->buffer, line + (size_t)first * sizeof(int32_t), (size_t)(end - first) * sizeof(int32_t));
+  return (int32_t *)(table + line);
 }
 
 static int heads_of(const mav_kv_options *o, int layer) { return o->layer_kv_heads ? o->layer_kv_heads[layer] : o->kv_heads; }
@@ -69,7 +75,9 @@ static mav_err group_init(mav_kv *kv, mav__kv_group *g, int32_t chunk, int64_t t
   if (!g->refs || !g->free_list || !g->floor) return MAV_RT_NOMEM(rt, "kv_new");
   for (int64_t i = 0; i < g->pages; i++) g->free_list[i] = (int32_t)(g->pages - 1 - i);
   MAV_TRY(mav_tensor_new(&g->table, rt, MAV_DTYPE_I32, 2, (int64_t[]){kv->sequences, kv->stride}));
-  memset(mav__tensor_pointer(g->table), 0xff, (size_t)(kv->sequences * kv->stride) * sizeof(int32_t));
+  mav__buffer *b = g->table->buffer;
+  MAV_TRY(mav__mirror_add(b, "kv_new"));
+  memset(mav__host_write(b, 0, b->bytes), 0xff, b->bytes);
   return MAV_OK;
 }
 
@@ -94,6 +102,8 @@ mav_err mav_kv_new(mav_kv **out, mav_runtime *rt, const mav_kv_options *o) {
     goto done;
   }
   MAV_GOTO(mav_tensor_new(&kv->keys, rt, MAV_DTYPE_I64, 1, (int64_t[]){kv->sequences}));
+  MAV_GOTO(mav__mirror_add(kv->keys->buffer, "kv_new"));
+  memset(mav__host_write(kv->keys->buffer, 0, kv->keys->buffer->bytes), 0, kv->keys->buffer->bytes);
   for (int i = 0; i < kv->layers; i++) {
     int32_t chunk = o->chunk ? o->chunk[i] : 0;
     int g = 0;
@@ -161,10 +171,15 @@ int64_t mav_kv_pages_live(const mav_kv *kv) {
   return n;
 }
 
-static void page_drop(mav__kv_group *g, int32_t *entry) {
-  if (*entry < 0) return;
-  if (--g->refs[*entry] == 0) g->free_list[g->free++] = *entry;
-  *entry = -1;
+/* Drops the pages of blocks [first, end) of a sequence. */
+static void pages_drop(const mav_kv *kv, mav__kv_group *g, int seq, int64_t first, int64_t end) {
+  if (first >= end) return;
+  int32_t *entry = table_edit(kv, g, seq, first, end);
+  for (int64_t b = first; b < end; b++) {
+    if (entry[b] < 0) continue;
+    if (--g->refs[entry[b]] == 0) g->free_list[g->free++] = entry[b];
+    entry[b] = -1;
+  }
 }
 
 static mav_err sequence(const mav_kv *kv, int seq, const char *op, mav__kv_sequence **out) {
@@ -179,7 +194,7 @@ mav_err mav_kv_sequence_new(mav_kv *kv, int64_t key, int *out) {
     if (!kv->seq[i].live) {
       kv->seq[i] = (mav__kv_sequence){.live = true};
       for (int g = 0; g < kv->groups; g++) kv->group[g].floor[i] = 0;
-      ((int64_t *)mav__tensor_pointer(kv->keys))[i] = key;
+      ((int64_t *)mav__host_write(kv->keys->buffer, (size_t)i * sizeof key, sizeof key))[i] = key;
       *out = i;
       return MAV_OK;
     }
@@ -189,8 +204,7 @@ mav_err mav_kv_sequence_new(mav_kv *kv, int64_t key, int *out) {
 mav_err mav_kv_sequence_free(mav_kv *kv, int seq) {
   mav__kv_sequence *s;
   MAV_TRY(sequence(kv, seq, "kv_sequence_free", &s));
-  for (int g = 0; g < kv->groups; g++)
-    for (int64_t b = 0; b < ceil_div(s->reserved, kv->page); b++) page_drop(&kv->group[g], &table_of(kv, &kv->group[g], seq)[b]);
+  for (int g = 0; g < kv->groups; g++) pages_drop(kv, &kv->group[g], seq, 0, ceil_div(s->reserved, kv->page));
   s->live = false;
   return MAV_OK;
 }
@@ -205,8 +219,9 @@ mav_err mav_kv_sequence_fork(mav_kv *kv, int seq, int64_t key, int *out) {
   for (int g = 0; g < kv->groups; g++) {
     const int32_t *from = table_of(kv, &kv->group[g], seq);
     kv->group[g].floor[*out] = kv->group[g].floor[seq];
-    int32_t *to = table_of(kv, &kv->group[g], *out);
-    for (int64_t b = 0; b < ceil_div(t->reserved, kv->page); b++)
+    const int64_t blocks = ceil_div(t->reserved, kv->page);
+    int32_t *to = table_edit(kv, &kv->group[g], *out, 0, blocks);
+    for (int64_t b = 0; b < blocks; b++)
       if ((to[b] = from[b]) >= 0) kv->group[g].refs[to[b]]++;
   }
   return MAV_OK;
@@ -219,8 +234,7 @@ mav_err mav_kv_sequence_truncate(mav_kv *kv, int seq, int64_t length) {
     return MAV_RT_FAIL(kv->rt, RANGE, "kv_sequence_truncate", "length %lld; this sequence can be cut to %lld (its floor) up to %lld",
                        (long long)length, (long long)s->floor, (long long)s->length);
   for (int g = 0; g < kv->groups; g++)
-    for (int64_t b = ceil_div(length, kv->page); b < ceil_div(s->reserved, kv->page); b++)
-      page_drop(&kv->group[g], &table_of(kv, &kv->group[g], seq)[b]);
+    pages_drop(kv, &kv->group[g], seq, ceil_div(length, kv->page), ceil_div(s->reserved, kv->page));
   s->length = s->reserved = length;
   return MAV_OK;
 }
@@ -233,26 +247,32 @@ int64_t mav_kv_sequence_floor(const mav_kv *kv, int seq) {
   return seq >= 0 && seq < kv->sequences && kv->seq[seq].live ? kv->seq[seq].floor : -1;
 }
 
-/* Copies a page that other sequences also map. */
-static mav_err page_own(mav_kv *kv, int group, int32_t *entry) {
+static mav_err copy_within(mav__buffer *b, size_t to, size_t from, size_t bytes) {
+  char *p = b->data;
+  if (b->on_device) return b->rt->backend->copy(b->rt, p + to, p + from, bytes);
+  memcpy(p + to, p + from, bytes);
+  return MAV_OK;
+}
+
+/* A page of its own for a block of a sequence: a copy of the one that other sequences also map. */
+static mav_err page_own(mav_kv *kv, int group, int seq, int64_t block) {
   mav__kv_group *g = &kv->group[group];
-  if (*entry >= 0 && g->refs[*entry] == 1) return MAV_OK;
+  const int32_t old = table_of(kv, g, seq)[block];
+  if (old >= 0 && g->refs[old] == 1) return MAV_OK;
   if (!g->free)
     return MAV_RT_FAIL(kv->rt, FULL, "kv_sequence_reserve", "all %lld pages of %lld tokens are in use%s", (long long)g->pages,
                        (long long)kv->page, g->chunk ? "; layers with a chunk keep two chunks and 1024 tokens more: reserve fewer at a time" : "");
-  int32_t fresh = g->free_list[--g->free];
-  g->refs[fresh] = 1;
-  if (*entry >= 0) {
-    for (int i = 0; i < kv->layers; i++) {
-      if (kv->layer[i].group != group) continue;
-      size_t n = page_bytes(kv, &kv->layer[i]);
-      char *k = kv->layer[i].k->data, *v = kv->layer[i].v->data;
-      memcpy(k + n * (size_t)fresh, k + n * (size_t)*entry, n);
-      memcpy(v + n * (size_t)fresh, v + n * (size_t)*entry, n);
-    }
-    g->refs[*entry]--;
+  const int32_t fresh = g->free_list[g->free - 1];
+  for (int i = 0; i < kv->layers && old >= 0; i++) {
+    if (kv->layer[i].group != group) continue;
+    const size_t n = page_bytes(kv, &kv->layer[i]), to = n * (size_t)fresh, from = n * (size_t)old;
+    MAV_TRY(copy_within(kv->layer[i].k, to, from, n));
+    MAV_TRY(copy_within(kv->layer[i].v, to, from, n));
   }
-  *entry = fresh;
+  if (old >= 0) g->refs[old]--;
+  g->refs[fresh] = 1;
+  g->free--;
+  table_edit(kv, g, seq, block, block + 1)[block] = fresh;
   return MAV_OK;
 }
 
@@ -264,14 +284,10 @@ mav_err mav_kv_sequence_reserve(mav_kv *kv, int seq, int64_t count) {
                        (long long)count, (long long)s->length, (long long)kv->context_max);
   const int64_t end = s->length + count;
   mav_err err = MAV_OK;
-  for (int g = 0; g < kv->groups && !err; g++) {
-    int32_t *table = table_of(kv, &kv->group[g], seq);
-    for (int64_t b = s->length / kv->page; b < ceil_div(end, kv->page) && !err; b++) err = page_own(kv, g, &table[b]);
-  }
+  for (int g = 0; g < kv->groups && !err; g++)
+    for (int64_t b = s->length / kv->page; b < ceil_div(end, kv->page) && !err; b++) err = page_own(kv, g, seq, b);
   if (err) { /* give back what was mapped beyond the old end */
-    for (int g = 0; g < kv->groups; g++)
-      for (int64_t b = ceil_div(s->reserved, kv->page); b < ceil_div(end, kv->page); b++)
-        page_drop(&kv->group[g], &table_of(kv, &kv->group[g], seq)[b]);
+    for (int g = 0; g < kv->groups; g++) pages_drop(kv, &kv->group[g], seq, ceil_div(s->reserved, kv->page), ceil_div(end, kv->page));
     return err;
   }
   if (end > s->reserved) s->reserved = end;
@@ -291,7 +307,7 @@ mav_err mav_kv_sequence_commit(mav_kv *kv, int seq, int64_t count) {
     if (!g->chunk) continue;
     int64_t block = s->length / g->chunk, keep = (block - 1) * g->chunk;
     if (keep <= 0 || before / g->chunk == block) continue;
-    for (int64_t b = g->floor[seq] / kv->page; b < keep / kv->page; b++) page_drop(g, &table_of(kv, g, seq)[b]);
+    pages_drop(kv, g, seq, g->floor[seq] / kv->page, keep / kv->page);
     if (keep > g->floor[seq]) g->floor[seq] = keep;
     if (keep > s->floor) s->floor = keep;
   }
@@ -329,7 +345,7 @@ static mav_err check_ancestors(const mav_kv *kv, const mav__kv_sequence *s, cons
 }
 
 mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, bool moves, const char *op) {
-  mavk_rows r = mav__rows_kernel(rows);
+  mavk_rows r = mav__rows_host(rows);
   for (int64_t i = 0; i < r.n; i++) {
     if (r.seq[i] < 0) continue;
     mav__kv_sequence *s;
@@ -358,7 +374,7 @@ mav_err mav__kv_check_rows(const mav_kv *kv, const mav_rows *rows, bool moves, c
 }
 
 mav_err mav__kv_check_ahead(const mav_kv *kv, const mav_rows *rows, int64_t ahead, const char *op) {
-  mavk_rows r = mav__rows_kernel(rows);
+  mavk_rows r = mav__rows_host(rows);
   for (int64_t i = 0; i < r.n; i++) {
     if (r.seq[i] < 0) continue;
     mav__kv_sequence *s;

@@ -75,9 +75,11 @@ MAV_API const char *mav_err_text(mav_err e); /* "shapes do not agree" */
 typedef struct mav_runtime mav_runtime;
 
 typedef struct mav_runtime_options {
-  const char *device; /* "ref", "cpu" or "auto"; NULL: "auto" */
-  int threads;        /* of the cpu team; 0: one per processor that this process may use */
-  const char *isa;    /* cpu kernels: "avx2", "avx512"; NULL: MAV_CPU_ISA, else the best of this processor */
+  const char *device;  /* "cuda", "cpu", "ref" or "auto": cuda where it works, else cpu; NULL: "auto" */
+  int threads;         /* of the cpu team; on cuda, that unpack weights; 0: one per processor that this process may use */
+  const char *isa;     /* cpu kernels: "avx2", "avx512"; NULL: MAV_CPU_ISA, else the best of this processor */
+  const char *library; /* of cuda: path of libmav_cuda.so; NULL: MAV_CUDA_LIBRARY, else beside this library or program */
+  const char *off;     /* of cuda: what not to use, of "pdl,graphs,prefetch,spatial,tensor"; NULL: MAV_CUDA_OFF */
 } mav_runtime_options;
 
 typedef struct mav_memory_stats {
@@ -90,8 +92,8 @@ MAV_API mav_err mav_runtime_new(mav_runtime **out, const mav_runtime_options *op
 MAV_API mav_runtime *mav_runtime_retain(mav_runtime *rt);
 MAV_API void mav_runtime_release(mav_runtime *rt);
 MAV_API const mav_diag *mav_runtime_diag(const mav_runtime *rt); /* of the last call that failed */
-MAV_API const char *mav_runtime_device(const mav_runtime *rt);   /* "ref", "cpu" */
-MAV_API const char *mav_runtime_isa(const mav_runtime *rt);      /* "c", "avx2", "avx512" */
+MAV_API const char *mav_runtime_device(const mav_runtime *rt);   /* "ref", "cpu", "cuda" */
+MAV_API const char *mav_runtime_isa(const mav_runtime *rt);      /* "c", "avx2", "avx512", "sm_90" */
 MAV_API int mav_runtime_threads(const mav_runtime *rt);
 MAV_API void mav_runtime_memory(const mav_runtime *rt, mav_memory_stats *out);
 MAV_API int64_t mav_now_ns(void); /* monotonic clock */

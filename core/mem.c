@@ -10,7 +10,8 @@
 
 #define HEADER 16 /* keeps malloc's alignment */
 
-static _Atomic int64_t live, allocs, fail_at;
+static _Atomic int64_t live, allocs, fail_at, device_live, device_fail_at;
+static _Atomic int device_fault;
 
 static bool injected(void) {
   if (atomic_load_explicit(&fail_at, memory_order_relaxed) == 0) return false;
@@ -61,4 +62,16 @@ void mav__free(void *p) {
 int64_t mav__mem_live(void) { return atomic_load(&live); }
 int64_t mav__mem_allocs(void) { return atomic_load(&allocs); }
 void mav__mem_fail_at(int64_t n) { atomic_store(&fail_at, n); }
+
+int64_t mav__device_live(void) { return atomic_load(&device_live); }
+void mav__device_count(int64_t bytes) { atomic_fetch_add(&device_live, bytes); }
+void mav__device_fail_at(int64_t n, mav__fault fault) {
+  atomic_store(&device_fault, fault);
+  atomic_store(&device_fail_at, n);
+}
+mav__fault mav__device_fails(void) {
+  if (atomic_load_explicit(&device_fail_at, memory_order_relaxed) <= 0) return MAV__FAULT_NONE;
+  return atomic_fetch_sub(&device_fail_at, 1) == 1 ? (mav__fault)atomic_load(&device_fault) : MAV__FAULT_NONE;
+}
+
 void mav_free(void *p) { mav__free(p); }

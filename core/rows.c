@@ -1,6 +1,6 @@
 /* core/rows.c - the ragged batch: T token rows, each with id, sequence, position, slot and parent. A part (slice) shares the
  * table of its rows; parents count from the start of the table.
- * Owns the memory the device reads. A row's own fields are checked here; what depends on a cache is checked in kv.c. */
+ * The table is mirrored on a device. A row's own fields are checked here; what depends on a cache is checked in kv.c. */
 #include "rows.h"
 
 mav_err mav_rows_new(mav_rows **out, mav_runtime *rt, int64_t count) {
@@ -12,6 +12,7 @@ mav_err mav_rows_new(mav_rows **out, mav_runtime *rt, int64_t count) {
   mav_err err;
   MAV_GOTO(mav_tensor_new(&r->table, rt, MAV_DTYPE_I32, 2, (int64_t[]){MAV__ROWS_FIELDS, count}));
   r->table->buffer->is_rows = true;
+  MAV_GOTO(mav__mirror_add(r->table->buffer, "rows_new"));
   MAV_GOTO(mav_tensor_select(&r->ids, r->table, 0, MAV__ROWS_ID));
   for (int64_t i = 0; i < count; i++) MAV_GOTO(mav_rows_set(r, i, 0, -1, 0, -1, -1));
   *out = r;
@@ -56,8 +57,8 @@ mav_err mav_rows_set(mav_rows *r, int64_t i, int32_t id, int32_t seq, int32_t po
   if (r->base) return MAV_RT_FAIL(r->rt, STATE, "rows_set", "these are a part of a table; set its rows there");
   if (i < 0 || i >= r->count)
     return MAV_RT_FAIL(r->rt, RANGE, "rows_set", "row %lld of %lld", (long long)i, (long long)r->count);
+  int32_t *ids = mav__rows_edit(r, MAV__ROWS_ID), *s = ids + r->total * MAV__ROWS_SEQ, *p = ids + r->total * MAV__ROWS_POS;
   if (seq >= 0) {
-    const int32_t *p = mav__rows_at(r, MAV__ROWS_POS), *s = mav__rows_at(r, MAV__ROWS_SEQ);
     if (id < 0) return MAV_RT_FAIL(r->rt, RANGE, "rows_set", "row %lld: token id %d", (long long)i, id);
     if (pos < 0 || pos > MAV__ROWS_POS_MAX || slot > MAV__ROWS_POS_MAX)
       return MAV_RT_FAIL(r->rt, RANGE, "rows_set", "row %lld: position %d, slot %d; expected 0 to %d", (long long)i, pos, slot, MAV__ROWS_POS_MAX);
@@ -67,26 +68,30 @@ mav_err mav_rows_set(mav_rows *r, int64_t i, int32_t id, int32_t seq, int32_t po
       return MAV_RT_FAIL(r->rt, INVALID, "rows_set", "row %lld (sequence %d, position %d) cannot follow row %d (sequence %d, position %d)",
                          (long long)i, seq, pos, parent, s[parent], p[parent]);
   }
-  mav__rows_at(r, MAV__ROWS_ID)[i] = id;
-  mav__rows_at(r, MAV__ROWS_SEQ)[i] = seq;
-  mav__rows_at(r, MAV__ROWS_POS)[i] = pos;
-  mav__rows_at(r, MAV__ROWS_SLOT)[i] = slot < 0 ? pos : slot;
-  mav__rows_at(r, MAV__ROWS_PARENT)[i] = parent;
+  ids[i] = id;
+  s[i] = seq;
+  p[i] = pos;
+  ids[r->total * MAV__ROWS_SLOT + i] = slot < 0 ? pos : slot;
+  ids[r->total * MAV__ROWS_PARENT + i] = parent;
   return MAV_OK;
 }
 
-mavk_rows mav__rows_kernel(const mav_rows *r) {
+static mavk_rows rows_in(const mav_rows *r, void *table) {
+  int32_t *p = (int32_t *)table + r->first;
   return (mavk_rows){.n = r->count,
                      .first = r->first,
-                     .id = mav__rows_at(r, MAV__ROWS_ID),
-                     .seq = mav__rows_at(r, MAV__ROWS_SEQ),
-                     .pos = mav__rows_at(r, MAV__ROWS_POS),
-                     .slot = mav__rows_at(r, MAV__ROWS_SLOT),
-                     .parent = mav__rows_at(r, MAV__ROWS_PARENT)};
+                     .id = p + r->total * MAV__ROWS_ID,
+                     .seq = p + r->total * MAV__ROWS_SEQ,
+                     .pos = p + r->total * MAV__ROWS_POS,
+                     .slot = p + r->total * MAV__ROWS_SLOT,
+                     .parent = p + r->total * MAV__ROWS_PARENT};
 }
 
+mavk_rows mav__rows_kernel(const mav_rows *r) { return rows_in(r, r->table->buffer->data); }
+mavk_rows mav__rows_host(const mav_rows *r) { return rows_in(r, mav__host_read(r->table->buffer)); }
+
 mav_err mav__rows_check_next(const mav_rows *rows, const mav_rows *next, const char *op) {
-  const mavk_rows r = mav__rows_kernel(rows), n = mav__rows_kernel(next);
+  const mavk_rows r = mav__rows_host(rows), n = mav__rows_host(next);
   for (int64_t i = 0, root = -1; i < n.n; i++) {
     if (n.seq[i] < 0) continue;
     if (n.parent[i] >= 0) {
@@ -103,7 +108,7 @@ mav_err mav__rows_check_next(const mav_rows *rows, const mav_rows *next, const c
 }
 
 mav_err mav__rows_check(const mav_rows *r, const char *op, int64_t id_limit, int64_t seq_limit) {
-  mavk_rows k = mav__rows_kernel(r);
+  mavk_rows k = mav__rows_host(r);
   for (int64_t i = 0; i < k.n; i++) {
     if (k.seq[i] < 0) continue;
     const int64_t p = mavk_parent(&k, i); /* set earlier; the parent may have been rewritten since */

@@ -29,11 +29,18 @@ struct mav_rows {
 
 typedef enum mav__rows_field { MAV__ROWS_ID, MAV__ROWS_SEQ, MAV__ROWS_POS, MAV__ROWS_SLOT, MAV__ROWS_PARENT, MAV__ROWS_FIELDS } mav__rows_field;
 
+/* A field of all rows, for the host: to read, and to write. */
 static inline int32_t *mav__rows_at(const mav_rows *r, mav__rows_field field) {
-  return (int32_t *)mav__tensor_pointer(r->table) + r->total * (int64_t)field + r->first;
+  return (int32_t *)mav__host_read(r->table->buffer) + r->total * (int64_t)field + r->first;
+}
+static inline int32_t *mav__rows_edit(const mav_rows *r, mav__rows_field field) {
+  mav__buffer *b = r->table->buffer;
+  return (int32_t *)mav__host_write(b, 0, b->bytes) + r->total * (int64_t)field + r->first;
 }
 static inline mav_rows *mav__rows_base(mav_rows *r) { return r->base ? r->base : r; }
+/* As kernels see them, and as the host does. */
 mavk_rows mav__rows_kernel(const mav_rows *r);
+mavk_rows mav__rows_host(const mav_rows *r);
 /* What rows_advance made next of rows may be relied on: it found a row for every tree, and every tree's rows one after the other. */
 mav_err mav__rows_check_next(const mav_rows *rows, const mav_rows *next, const char *op);
 /* Every row follows its parent; every id is below id_limit (if > 0) and every sequence below seq_limit (if > 0). */

@@ -8,30 +8,41 @@
 
 static const mav__backend *const backends[] = {&mav__backend_cpu, &mav__backend_ref};
 
-mav_err mav_runtime_new(mav_runtime **out, const mav_runtime_options *options, mav_diag *diag) {
-  static const mav_runtime_options defaults;
-  *out = NULL;
-  if (!options) options = &defaults;
-  const char *device = options->device && strcmp(options->device, "auto") ? options->device : "cpu";
-  const mav__backend *backend = NULL;
-  for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
-    if (!strcmp(backends[i]->name, device)) backend = backends[i];
-  if (!backend) return MAV_FAIL(diag, UNSUPPORTED, "runtime_new", "unknown device \"%s\"; this build has auto, cpu and ref", device);
-  if (options->threads < 0 || options->threads > 256)
-    return MAV_FAIL(diag, RANGE, "runtime_new", "threads = %d; expected 0 (all processors) to 256", options->threads);
+static void close_device(mav_runtime *rt) {
+  if (rt->backend) rt->backend->close(rt);
+  mav__library_close(rt);
+}
+
+/* A new runtime of one device. */
+static mav_err open_device(mav_runtime **out, const char *device, const mav_runtime_options *options, mav_diag *diag) {
   mav_runtime *rt = mav__alloc(sizeof *rt);
   if (!rt) return MAV_FAIL(diag, NOMEM, "runtime_new", "out of host memory");
   rt->refs = 1;
-  rt->backend = backend;
-  mav_err err = backend->open(rt, options);
+  mav_err err = MAV_OK;
+  for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
+    if (!strcmp(backends[i]->name, device)) rt->backend = backends[i];
+  if (!strcmp(device, "cuda")) err = mav__library_open(rt, options);
+  else if (!rt->backend) err = MAV_RT_FAIL(rt, UNSUPPORTED, "runtime_new", "unknown device \"%s\"; there are auto, cuda, cpu and ref", device);
+  if (!err) err = rt->backend->open(rt, options);
   if (err) {
     if (diag) *diag = rt->diag;
-    backend->close(rt);
+    close_device(rt);
     mav__free(rt);
     return err;
   }
   *out = rt;
   return MAV_OK;
+}
+
+mav_err mav_runtime_new(mav_runtime **out, const mav_runtime_options *options, mav_diag *diag) {
+  static const mav_runtime_options defaults;
+  *out = NULL;
+  if (!options) options = &defaults;
+  if (options->threads < 0 || options->threads > 256)
+    return MAV_FAIL(diag, RANGE, "runtime_new", "threads = %d; expected 0 (all processors) to 256", options->threads);
+  if (options->device && strcmp(options->device, "auto")) return open_device(out, options->device, options, diag);
+  if (!options->isa && open_device(out, "cuda", options, NULL) == MAV_OK) return MAV_OK; /* isa: somebody means the cpu */
+  return open_device(out, "cpu", options, diag);
 }
 
 mav_runtime *mav_runtime_retain(mav_runtime *rt) {
@@ -42,8 +53,13 @@ mav_runtime *mav_runtime_retain(mav_runtime *rt) {
 void mav_runtime_release(mav_runtime *rt) {
   if (!rt || --rt->refs) return;
   mav__device_free(rt, rt->arena, rt->arena_bytes);
-  rt->backend->close(rt);
+  close_device(rt);
   mav__free(rt);
+}
+
+mav_err mav__runtime_failed(mav_runtime *rt) {
+  rt->diag = rt->failure;
+  return rt->failure.code;
 }
 
 const mav_diag *mav_runtime_diag(const mav_runtime *rt) { return &rt->diag; }
@@ -73,10 +89,13 @@ mav_err mav_runtime_bandwidth(mav_runtime *rt, size_t bytes, int repeats, double
 
 mav_err mav__device_alloc(mav_runtime *rt, size_t bytes, bool zero, const char *op, void **out) {
   *out = NULL;
+  MAV_RT_TRY_ALIVE(rt);
   if (bytes == 0) return MAV_OK;
-  if (rt->backend->alloc(rt, bytes, zero, out))
-    return MAV_RT_FAIL(rt, NOMEM, op, "out of memory on %s: %.1f MiB asked for, %.1f MiB in use", rt->backend->name,
-                       (double)bytes / 1048576, (double)rt->device_live / 1048576);
+  const mav_err err = rt->backend->alloc(rt, bytes, zero, out);
+  if (err == MAV_ERR_NOMEM)
+    return MAV_RT_FAIL(rt, NOMEM, op, "out of memory on %s: %.1f MiB asked for, %.1f MiB in use", rt->backend->name, (double)bytes / 1048576,
+                       (double)rt->device_live / 1048576);
+  MAV_TRY(err);
   rt->device_live += (int64_t)bytes;
   if (rt->device_live > rt->device_max) rt->device_max = rt->device_live;
   return MAV_OK;

@@ -10,7 +10,11 @@ struct mav_runtime {
   int refs;
   mav_diag diag;
   const mav__backend *backend;
-  void *impl; /* the backend's own state */
+  void *impl;    /* the backend's own state */
+  void *library; /* it comes from, or NULL; core/library.c */
+  const mav__host *host; /* of such a backend */
+  bool failed;   /* the device is lost: every later call returns `failure` */
+  mav_diag failure;
   const char *isa;
   int threads;
   mav_graph *capture; /* open capture, or NULL; borrowed */
@@ -26,6 +30,13 @@ mav_err mav__device_alloc(mav_runtime *rt, size_t bytes, bool zero, const char *
 void mav__device_free(mav_runtime *rt, void *p, size_t bytes);
 /* Makes the arena at least this large. */
 mav_err mav__arena_reserve(mav_runtime *rt, size_t bytes);
+
+/* The diagnostic of a device that was lost, again. */
+mav_err mav__runtime_failed(mav_runtime *rt);
+#define MAV_RT_TRY_ALIVE(rt) \
+  do {                       \
+    if ((rt)->failed) return mav__runtime_failed(rt); \
+  } while (0)
 
 #define MAV_RT_FAIL(rt, code, op, ...) MAV_FAIL(&(rt)->diag, code, op, __VA_ARGS__)
 #define MAV_RT_NOMEM(rt, op) MAV_FAIL(&(rt)->diag, NOMEM, op, "out of host memory")

@@ -48,7 +48,8 @@ struct mav_spec {
 
 #define FAIL(s, code, op, ...) MAV_RT_FAIL((s)->rt, code, op, __VA_ARGS__)
 
-static int32_t *at(const mav_spec *s, mav__rows_field field) { return mav__rows_at(s->tree, field); }
+static const int32_t *at(const mav_spec *s, mav__rows_field field) { return mav__rows_at(s->tree, field); }
+static int32_t *edit(const mav_spec *s, mav__rows_field field) { return mav__rows_edit(s->tree, field); }
 
 mav_err mav_spec_new(mav_spec **out, mav_kv *kv, int depth, const int32_t *widths) {
   mav_runtime *rt = kv->rt;
@@ -72,7 +73,7 @@ mav_err mav_spec_new(mav_spec **out, mav_kv *kv, int depth, const int32_t *width
   MAV_GOTO(mav_rows_new(&s->tree, rt, s->size[depth]));
   for (int d = 0; d < depth; d++) { /* the shape; begin sets the rest */
     const int64_t parents = d ? s->size[d - 1] : 0;
-    for (int64_t i = s->size[d]; i < s->size[d + 1]; i++) at(s, MAV__ROWS_PARENT)[i] = (int32_t)(parents + (i - s->size[d]) / widths[d]);
+    for (int64_t i = s->size[d]; i < s->size[d + 1]; i++) edit(s, MAV__ROWS_PARENT)[i] = (int32_t)(parents + (i - s->size[d]) / widths[d]);
   }
   *out = s;
   return MAV_OK;
@@ -107,8 +108,8 @@ const char *mav_spec_state_name(mav_spec_state state) {
 
 /* Everything but the drafts' ids, for a root at a position. */
 static void place(mav_spec *s, int32_t id, int64_t pos) {
-  int32_t *seq = at(s, MAV__ROWS_SEQ), *p = at(s, MAV__ROWS_POS), *slot = at(s, MAV__ROWS_SLOT), *parent = at(s, MAV__ROWS_PARENT);
-  at(s, MAV__ROWS_ID)[0] = id;
+  int32_t *seq = edit(s, MAV__ROWS_SEQ), *p = edit(s, MAV__ROWS_POS), *slot = edit(s, MAV__ROWS_SLOT), *parent = edit(s, MAV__ROWS_PARENT);
+  edit(s, MAV__ROWS_ID)[0] = id;
   parent[0] = -1;
   for (int64_t i = 0; i < s->tree->total; i++) {
     seq[i] = s->seq;
@@ -130,7 +131,7 @@ mav_err mav_spec_begin(mav_spec *s, int seq, int32_t id) {
   s->seq = seq;
   s->drafted = 0;
   place(s, id, length);
-  memset(at(s, MAV__ROWS_ID) + 1, 0, (size_t)(s->tree->total - 1) * sizeof(int32_t));
+  memset(edit(s, MAV__ROWS_ID) + 1, 0, (size_t)(s->tree->total - 1) * sizeof(int32_t));
   s->state = MAV_SPEC_STATE_IDLE;
   return MAV_OK;
 }
@@ -152,7 +153,7 @@ mav_err mav_spec_draft(mav_spec *s, int depth, const int32_t *ids) {
   MAV_TRY(check_draft(s, depth, "spec_draft"));
   for (int64_t i = 1; i < s->size[depth]; i++)
     if (ids[i - 1] < 0) return FAIL(s, RANGE, "spec_draft", "draft %lld has the token id %d", (long long)i, ids[i - 1]);
-  if (depth) memcpy(at(s, MAV__ROWS_ID) + 1, ids, (size_t)(s->size[depth] - 1) * sizeof *ids);
+  if (depth) memcpy(edit(s, MAV__ROWS_ID) + 1, ids, (size_t)(s->size[depth] - 1) * sizeof *ids);
   return mav_spec_drafted(s, depth);
 }
 
@@ -200,9 +201,13 @@ static mav_err read_path(const mav_spec *s, const int32_t *accepted, const int32
 }
 
 static mav_err check_rows_tensor(const mav_spec *s, const mav_tensor *t, const char *name) {
-  if (t->dtype != MAV_DTYPE_I32 || mav_tensor_count(t) < s->size[s->drafted] || !mav_tensor_is_contiguous(t) || !mav__tensor_pointer(t))
+  if (t->dtype != MAV_DTYPE_I32 || mav_tensor_count(t) < s->size[s->drafted] || !mav_tensor_is_contiguous(t) || mav_tensor_is_planned(t))
     return FAIL(s, SHAPE, "spec_commit", "%s must be i32, readable, with %lld elements", name, (long long)s->size[s->drafted]);
   return MAV_OK;
+}
+
+static mav_err read_rows_tensor(const mav_spec *s, const mav_tensor *t, int32_t *out) {
+  return mav__buffer_get(t->buffer, (size_t)t->offset * sizeof *out, out, (size_t)s->size[s->drafted] * sizeof *out);
 }
 
 mav_err mav_spec_commit(mav_spec *s, mav_tensor *accepted, mav_tensor *choice, bool advanced, int32_t *ids, int *count) {
@@ -211,7 +216,10 @@ mav_err mav_spec_commit(mav_spec *s, mav_tensor *accepted, mav_tensor *choice, b
   MAV_TRY(fail(s, check_rows_tensor(s, choice, "choice")));
   if (accepted) MAV_TRY(fail(s, check_rows_tensor(s, accepted, "accepted")));
   if (!accepted && s->drafted) return fail(s, FAIL(s, INVALID, "spec_commit", "drafts were verified: accepted is needed"));
-  MAV_TRY(fail(s, read_path(s, accepted ? mav__tensor_pointer(accepted) : NULL, mav__tensor_pointer(choice), ids, count)));
+  int32_t places[MAV_SPEC_ROWS_MAX], choices[MAV_SPEC_ROWS_MAX];
+  MAV_TRY(fail(s, read_rows_tensor(s, choice, choices)));
+  if (accepted) MAV_TRY(fail(s, read_rows_tensor(s, accepted, places)));
+  MAV_TRY(fail(s, read_path(s, accepted ? places : NULL, choices, ids, count)));
   if (mav_kv_sequence_length(s->kv, s->seq) != s->root)
     return fail(s, FAIL(s, STATE, "spec_commit", "the sequence changed meanwhile: begin again"));
   MAV_TRY(fail(s, mav_kv_sequence_commit(s->kv, s->seq, *count)));

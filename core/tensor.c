@@ -79,27 +79,42 @@ mav_err mav_tensor_new(mav_tensor **out, mav_runtime *rt, mav_dtype dtype, int d
   return err;
 }
 
+/* A copy of somebody else's memory on the device. */
+static mav_err upload(mav__buffer **out, mav_runtime *rt, const void *data, size_t bytes) {
+  MAV_TRY(mav__buffer_new(out, rt, MAV__BUFFER_OWNED, bytes, false, "tensor"));
+  mav_err err = mav__buffer_put(*out, 0, data, bytes);
+  if (err) {
+    mav__buffer_release(*out);
+    *out = NULL;
+  }
+  return err;
+}
+
 mav_err mav__tensor_foreign(mav_tensor **out, mav_runtime *rt, mav_dtype dtype, int dims, const int64_t *shape, const void *data,
                             void (*release)(void *), void *owner) {
   size_t bytes;
   mav__buffer *b = NULL;
+  const bool copied = rt->backend->is_device;
   *out = NULL;
   mav_err err = mav__shape_bytes(rt, "tensor", dtype, dims, shape, &bytes);
-  if (!err) err = mav__buffer_new(&b, rt, MAV__BUFFER_FOREIGN, bytes, false, "tensor");
-  if (err) {
-    if (release) release(owner);
-    return err;
-  }
-  b->data = (void *)(uintptr_t)data;
+  if (!err && copied) err = upload(&b, rt, data, bytes);
+  if (!err && !copied) err = mav__buffer_new(&b, rt, MAV__BUFFER_FOREIGN, bytes, false, "tensor");
+  if ((err || copied) && release) release(owner);
+  if (err) return err;
   b->read_only = true;
-  b->release = release;
-  b->owner = owner;
+  if (!copied) {
+    b->data = (void *)(uintptr_t)data;
+    b->release = release;
+    b->owner = owner;
+  }
   err = mav__tensor_on(out, b, dtype, dims, shape);
   mav__buffer_release(b);
   return err;
 }
 
 mav_err mav_tensor_wrap(mav_tensor **out, mav_runtime *rt, mav_dtype dtype, int dims, const int64_t *shape, void *data) {
+  *out = NULL;
+  if (rt->backend->is_device) return MAV_RT_FAIL(rt, UNSUPPORTED, "tensor_wrap", "%s does not reach the host's memory; write to a tensor instead", rt->backend->name);
   MAV_TRY(mav__tensor_foreign(out, rt, dtype, dims, shape, data, NULL, NULL));
   (*out)->buffer->read_only = false;
   return MAV_OK;

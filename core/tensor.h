@@ -25,7 +25,37 @@ typedef struct mav__buffer {
   bool is_rows;          /* the memory of a mav_rows */
   uint64_t written_in;   /* the capture (its number) that last wrote it; 0: none */
   int64_t index_bound;   /* written in a capture: its i32 values are indices below this; 0: unknown */
+
+  /* ---- of a device: mirror.c ---- */
+  bool on_device;        /* data is the device's memory */
+  bool stale;            /* the host's side is behind, and no mail will bring it */
+  void *host;            /* pinned memory with the same contents; NULL: not mirrored */
+  uint64_t ticket;       /* the launch whose mail brings the host's side; 0: none */
+  size_t dirty_from, dirty_to; /* bytes that the host wrote since the last upload; equal: none */
+  uint64_t version;      /* counts what wrote it */
+  uint64_t known_version;
+  int64_t known_bound;   /* at known_version all its i32 values were indices below this; 0: unknown */
 } mav__buffer;
+
+/* Gives a device's buffer pinned memory on the host's side. */
+mav_err mav__mirror_add(mav__buffer *b, const char *op);
+void mav__mirror_remove(mav__buffer *b);
+void *mav__mirror_read(mav__buffer *b);
+void *mav__mirror_write(mav__buffer *b, size_t at, size_t bytes);
+/* Uploads what the host wrote: before work that uses the buffer is given to the device. */
+mav_err mav__mirror_flush(mav__buffer *b);
+/* Work that writes the buffer was given to the device; ticket: the launch that mails it, or 0. */
+void mav__device_wrote(mav__buffer *b, uint64_t ticket);
+
+/* A host backend's buffer, or a mirrored one, for the host: its first byte. For reading; and for writing these bytes of it. They do not
+ * fail: a device that does is found by the next call that needs it. */
+static inline void *mav__host_read(mav__buffer *b) { return b->on_device ? mav__mirror_read(b) : b->data; }
+static inline void *mav__host_write(mav__buffer *b, size_t at, size_t bytes) {
+  return b->on_device ? mav__mirror_write(b, at, bytes) : b->data;
+}
+/* Bytes of any buffer, by copies where the host does not reach it. */
+mav_err mav__buffer_get(mav__buffer *b, size_t at, void *dst, size_t bytes);
+mav_err mav__buffer_put(mav__buffer *b, size_t at, const void *src, size_t bytes);
 
 mav_err mav__buffer_new(mav__buffer **out, mav_runtime *rt, mav__buffer_kind kind, size_t bytes, bool zero, const char *op);
 void mav__buffer_release(mav__buffer *b);
@@ -49,7 +79,7 @@ mav_err mav__tensor_foreign(mav_tensor **out, mav_runtime *rt, mav_dtype dtype, 
                             void (*release)(void *), void *owner);
 /* Bytes of a shape; fails on negative sizes, too many dimensions and overflow. */
 mav_err mav__shape_bytes(mav_runtime *rt, const char *op, mav_dtype dtype, int dims, const int64_t *shape, size_t *out);
-/* Address of the first element; NULL while planned. */
+/* Address of the first element, for kernels: on a device the host must not follow it. NULL while planned. */
 void *mav__tensor_pointer(const mav_tensor *t);
 /* The view as a kernel sees it. */
 mavk_array mav__tensor_array(const mav_tensor *t);

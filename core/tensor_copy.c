@@ -24,29 +24,31 @@ static mav_err raw(mav_tensor *t, const char *op, size_t bytes) {
   return MAV_OK;
 }
 
+static size_t first_byte(const mav_tensor *t) { return (size_t)t->offset * mav_dtype_bytes(t->dtype); }
+
 mav_err mav_tensor_read(mav_tensor *t, void *dst, size_t bytes) {
   MAV_TRY(mav__tensor_readable(t, "tensor_read"));
   MAV_TRY(raw(t, "tensor_read", bytes));
-  if (bytes) memcpy(dst, mav__tensor_pointer(t), bytes);
-  return MAV_OK;
+  return mav__buffer_get(t->buffer, first_byte(t), dst, bytes);
 }
 
 mav_err mav_tensor_write(mav_tensor *t, const void *src, size_t bytes) {
   MAV_TRY(writable(t, "tensor_write"));
   MAV_TRY(raw(t, "tensor_write", bytes));
-  if (bytes) memcpy(mav__tensor_pointer(t), src, bytes);
-  return MAV_OK;
+  return mav__buffer_put(t->buffer, first_byte(t), src, bytes);
 }
 
 mav_err mav_tensor_data(mav_tensor *t, void **out) {
   MAV_TRY(mav__tensor_readable(t, "tensor_data"));
   if (!mav_tensor_is_contiguous(t)) return MAV_RT_FAIL(t->buffer->rt, INVALID, "tensor_data", "the tensor is a strided view");
+  if (t->buffer->on_device)
+    return MAV_RT_FAIL(t->buffer->rt, UNSUPPORTED, "tensor_data", "the tensor lies in the device's memory; read and write it by copies");
   *out = mav__tensor_pointer(t);
   return MAV_OK;
 }
 
-/* Address of a flat, row-major element. */
-static mav_err element(mav_tensor *t, const char *op, int64_t index, void **out) {
+/* Where a flat, row-major element lies in the buffer. */
+static mav_err element(mav_tensor *t, const char *op, int64_t index, size_t *out) {
   if (index < 0 || index >= mav_tensor_count(t))
     return MAV_RT_FAIL(t->buffer->rt, RANGE, op, "element %lld of %lld", (long long)index, (long long)mav_tensor_count(t));
   int64_t at = 0;
@@ -54,39 +56,49 @@ static mav_err element(mav_tensor *t, const char *op, int64_t index, void **out)
     at += index % t->shape[i] * t->stride[i];
     index /= t->shape[i];
   }
-  *out = (char *)mav__tensor_pointer(t) + at * (int64_t)mav_dtype_bytes(t->dtype);
+  *out = (size_t)(t->offset + at) * mav_dtype_bytes(t->dtype);
   return MAV_OK;
 }
 
 mav_err mav_tensor_get(mav_tensor *t, int64_t index, double *out) {
-  void *p;
+  size_t at;
+  union {
+    int32_t i32;
+    int64_t i64;
+    uint8_t u8;
+  } x;
   MAV_TRY(mav__tensor_readable(t, "tensor_get"));
-  MAV_TRY(element(t, "tensor_get", index, &p));
-  int64_t wide;
+  MAV_TRY(element(t, "tensor_get", index, &at));
+  MAV_TRY(mav__buffer_get(t->buffer, at, &x, mav_dtype_bytes(t->dtype)));
   switch (t->dtype) {
-    case MAV_DTYPE_I32: *out = *(int32_t *)p; break;
-    case MAV_DTYPE_I64: memcpy(&wide, p, sizeof wide), *out = (double)wide; break;
-    case MAV_DTYPE_U8: *out = *(uint8_t *)p; break;
-    default: *out = (double)mavk_f32_at(p, (int32_t)t->dtype, 0);
+    case MAV_DTYPE_I32: *out = x.i32; break;
+    case MAV_DTYPE_I64: *out = (double)x.i64; break;
+    case MAV_DTYPE_U8: *out = x.u8; break;
+    default: *out = (double)mavk_f32_at(&x, (int32_t)t->dtype, 0);
   }
   return MAV_OK;
 }
 
 mav_err mav_tensor_set(mav_tensor *t, int64_t index, double value) {
-  void *p;
+  size_t at;
+  union {
+    int32_t i32;
+    int64_t i64;
+    uint8_t u8;
+  } x;
   MAV_TRY(writable(t, "tensor_set"));
-  MAV_TRY(element(t, "tensor_set", index, &p));
+  MAV_TRY(element(t, "tensor_set", index, &at));
   static const double low[] = {[MAV_DTYPE_I32] = -0x1p31, [MAV_DTYPE_I64] = -0x1p63, [MAV_DTYPE_U8] = 0};
   static const double high[] = {[MAV_DTYPE_I32] = 0x1p31, [MAV_DTYPE_I64] = 0x1p63, [MAV_DTYPE_U8] = 256};
   if (t->dtype >= MAV_DTYPE_I32 && !(value >= low[t->dtype] && value < high[t->dtype]))
     return MAV_RT_FAIL(t->buffer->rt, RANGE, "tensor_set", "%g does not fit in %s", value, mav_dtype_name(t->dtype));
   switch (t->dtype) {
-    case MAV_DTYPE_I32: *(int32_t *)p = (int32_t)value; break;
-    case MAV_DTYPE_I64: memcpy(p, &(int64_t){(int64_t)value}, sizeof(int64_t)); break;
-    case MAV_DTYPE_U8: *(uint8_t *)p = (uint8_t)value; break;
-    default: mavk_put_f32(p, (int32_t)t->dtype, 0, (float)value);
+    case MAV_DTYPE_I32: x.i32 = (int32_t)value; break;
+    case MAV_DTYPE_I64: x.i64 = (int64_t)value; break;
+    case MAV_DTYPE_U8: x.u8 = (uint8_t)value; break;
+    default: mavk_put_f32(&x, (int32_t)t->dtype, 0, (float)value);
   }
-  return MAV_OK;
+  return mav__buffer_put(t->buffer, at, &x, mav_dtype_bytes(t->dtype));
 }
 
 mav_err mav_tensor_copy_into(mav_tensor *dst, mav_tensor *src) {
@@ -98,8 +110,13 @@ mav_err mav_tensor_copy_into(mav_tensor *dst, mav_tensor *src) {
   if (dst->dims != src->dims || memcmp(dst->shape, src->shape, sizeof(int64_t) * (size_t)dst->dims))
     return MAV_RT_FAIL(rt, SHAPE, "tensor_copy_into", "%s into %s", mav__shape_text(a, sizeof a, src->dims, src->shape),
                        mav__shape_text(b, sizeof b, dst->dims, dst->shape));
+  MAV_RT_TRY_ALIVE(rt);
   mavk_args_cast args = {.x = mav__tensor_array(src), .dtype = (int32_t)dst->dtype, .y = mav__tensor_array(dst)};
-  return rt->backend->run(rt, &(mav__node){MAVK_OP_cast, &args}, 1);
+  MAV_TRY(mav__mirror_flush(src->buffer));
+  MAV_TRY(mav__mirror_flush(dst->buffer));
+  MAV_TRY(rt->backend->run(rt, &(mav__node){MAVK_OP_cast, &args}, 1));
+  mav__device_wrote(dst->buffer, 0);
+  return MAV_OK;
 }
 
 mav_err mav_tensor_quantize_into(mav_tensor *dst, mav_tensor *src) {

@@ -15,7 +15,7 @@ static const char help[] =
     "  checkops --against cpu:avx2:1 --exact    the candidate must give the same bits as another build of itself\n"
     "  checkops --bench --op matmul             times instead: us, bytes, GB/s, share of the measured bandwidth\n"
     "\n"
-    "  --device D      candidate: cpu (default), ref\n"
+    "  --device D      candidate: cpu (default), ref, cuda (of MAV_CUDA_LIBRARY, or beside this program)\n"
     "  --isa I         its instruction set: avx2, avx512      --threads N   its threads (0: all)\n"
     "  --against SPEC  reference: device[:isa[:threads]]; default ref\n"
     "  --exact         no tolerance\n"

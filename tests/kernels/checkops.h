@@ -105,14 +105,18 @@ typedef struct side {
   mav_comm *comm;
   int64_t began, ended; /* when side_call did */
   int seq[SEQUENCES_MAX];
+  struct side *cache;        /* whose cache it is, when not its own */
+  char *kv_host[2];          /* keys and values of the cache on the host, or NULL */
+  bool kv_dirty;
+  void *host[MAV_ARGS_MAX];  /* arguments of a device on the host, or NULL */
 } side;
 
 /* kv: a cache made for the same plan by another side, or NULL. Errors are in the runtime. */
-mav_err side_bind(side *s, mav_runtime *rt, const plan *p, const side *kv);
+mav_err side_bind(side *s, mav_runtime *rt, const plan *p, side *kv);
 mav_err side_call(side *s);
 void side_free(side *s);
 token side_next(const side *s, int64_t row); /* of what the op wrote */
-void *side_data(const side *s, int arg);     /* host memory of a contiguous tensor argument */
+const void *side_data(side *s, int arg);     /* a contiguous tensor argument in host memory, as it is now */
 /* Value (which 0: key, 1: value) of slot, head, channel, as f32; where the slot is not mapped, 0. */
 float side_kv_get(const side *s, int seq, int64_t slot, int which, int64_t head, int64_t c);
 void side_kv_set(side *s, int seq, int64_t slot, int which, int64_t head, int64_t c, float x);
@@ -125,11 +129,11 @@ typedef struct verdict {
 } verdict;
 
 /* Compares results, what is written in place, and what is appended to the cache. */
-void compare(verdict *out, const plan *p, const side *expected, const side *actual, double tolerance);
+void compare(verdict *out, const plan *p, side *expected, side *actual, double tolerance);
 /* The candidate's rows, up to `most` of them, alone and together: the same bits? */
-mav_err compare_rows(verdict *out, const plan *p, const side *all, int most);
+mav_err compare_rows(verdict *out, const plan *p, side *all, int most);
 /* Attention rows again in a cache where their past lies at its own positions, in other pages: the same bits? */
-mav_err compare_relocated(verdict *out, const plan *p, const side *all, int most);
+mav_err compare_relocated(verdict *out, const plan *p, side *all, int most);
 
 /* vocabulary: V (and N where it stands for one); 0: as the shapes have it. */
 int bench(mav_runtime *rt, const char *only, int64_t footprint, int64_t vocabulary, bool json);

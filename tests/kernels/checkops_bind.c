@@ -19,39 +19,45 @@ static mav_err make_tensor(mav_tensor **out, mav_runtime *rt, const operand *v) 
     plain = plain && v->pad[d] == 0;
   }
   for (int d = 0; d < v->dims; d++) outer[d] = v->shape[order[d]] + v->pad[order[d]];
-  mav_tensor *t, *w;
-  mav_err err = mav_tensor_new(&t, rt, v->dtype, v->dims, outer);
+  mav_tensor *base, *t, *w;
+  mav_err err = mav_tensor_new(&base, rt, v->dtype, v->dims, outer);
   if (err) return err;
+  t = mav_tensor_retain(base);
   if (v->transposed) {
     err = mav_tensor_transpose(&w, t, 0, last);
     mav_tensor_release(t);
-    if (err) return err;
+    if (err) goto done;
     t = w;
   }
   for (int d = 0; d < v->dims; d++) {
     if (!v->pad[d]) continue;
     err = mav_tensor_slice(&w, t, d, (v->pad[d] + 1) / 2, v->shape[d], 1);
     mav_tensor_release(t);
-    if (err) return err;
+    if (err) goto done;
     t = w;
   }
   *out = t;
+  const size_t size = mav_dtype_bytes(v->dtype), bytes = (size_t)mav_tensor_count(base) * size;
   if (plain) {
-    size_t bytes = (size_t)mav_tensor_count(t) * mav_dtype_bytes(v->dtype);
-    return bytes ? mav_tensor_write(t, v->data, bytes) : MAV_OK;
+    err = mav_tensor_write(t, v->data, bytes);
+    goto done;
   }
-  char *base = mav__tensor_pointer(t); /* host memory on every backend so far */
-  const size_t size = mav_dtype_bytes(v->dtype);
+  char *whole = calloc(1, bytes + 1);
+  if (!whole) abort();
   const int64_t n = mav_tensor_count(t);
   for (int64_t i = 0; i < n; i++) {
-    int64_t at = 0, rest = i;
+    int64_t at = t->offset, rest = i;
     for (int d = last; d >= 0; d--) {
       at += rest % v->shape[d] * mav_tensor_stride(t, d);
       rest /= v->shape[d];
     }
-    memcpy(base + (size_t)at * size, (const char *)v->data + (size_t)i * size, size);
+    memcpy(whole + (size_t)at * size, (const char *)v->data + (size_t)i * size, size);
   }
-  return MAV_OK;
+  err = mav_tensor_write(base, whole, bytes);
+  free(whole);
+done:
+  mav_tensor_release(base);
+  return err;
 }
 
 static mav_err attach_scale(mav_tensor *t, mav_runtime *rt, const operand *v) {
@@ -66,17 +72,48 @@ static mav_err attach_scale(mav_tensor *t, mav_runtime *rt, const operand *v) {
 
 /* ---- the cache ---------------------------------------------------------------------------------------------------- */
 
+/* The layer's keys and values, on the host: fetched when first asked for, stored when the op is called. Sides that share a cache share
+ * them. */
+static void kv_fetch(side *s) {
+  const mav__kv_layer *l = &s->kv->layer[LAYER];
+  if (s->kv_host[0]) return;
+  for (int i = 0; i < 2; i++) {
+    mav__buffer *b = i ? l->v : l->k;
+    s->kv_host[i] = calloc(1, b->bytes + 1);
+    if (!s->kv_host[i]) abort();
+    if (mav__buffer_get(b, 0, s->kv_host[i], b->bytes)) memset(s->kv_host[i], 0xff, b->bytes);
+  }
+}
+
+static mav_err kv_store(side *s) {
+  const mav__kv_layer *l = s->kv ? &s->kv->layer[LAYER] : NULL;
+  mav_err err = MAV_OK;
+  for (int i = 0; i < 2; i++) {
+    mav__buffer *b = l ? (i ? l->v : l->k) : NULL;
+    if (!err && s->kv_dirty) err = mav__buffer_put(b, 0, s->kv_host[i], b->bytes);
+    free(s->kv_host[i]);
+    s->kv_host[i] = NULL;
+  }
+  s->kv_dirty = false;
+  return err;
+}
+
 /* An element of the cache, and its scale. */
-static void *kv_element(const side *s, int seq, int64_t slot, int which, int64_t head, int64_t c, float *scale) {
-  mavk_kv kv = mav__kv_kernel(s->kv, LAYER);
-  int64_t page = kv.table[s->seq[seq] * kv.table_stride + slot / kv.page], at;
+static void *kv_element(const side *constant, int seq, int64_t slot, int which, int64_t head, int64_t c, float *scale) {
+  side *s = constant->cache ? constant->cache : (side *)constant;
+  const mav__kv_layer *l = &s->kv->layer[LAYER];
+  const int64_t size = s->kv->page, C = l->head_dim;
+  const int32_t *table = mav__host_read(s->kv->group[l->group].table->buffer);
+  const int64_t page = table[s->seq[seq] * s->kv->stride + slot / size];
+  int64_t at;
   if (page < 0) return NULL;
   if (which == 0)
-    at = ((page * kv.kv_heads + head) * kv.head_dim + c) * kv.page + slot % kv.page; /* keys are transposed in a page */
+    at = ((page * l->kv_heads + head) * C + c) * size + slot % size; /* keys are transposed in a page */
   else
-    at = ((page * kv.kv_heads + head) * kv.page + slot % kv.page) * kv.head_dim + c;
-  *scale = which ? kv.v_scale : kv.k_scale;
-  return (char *)(which ? kv.v : kv.k) + (size_t)at * mavk_dtype_bytes(kv.dtype);
+    at = ((page * l->kv_heads + head) * size + slot % size) * C + c;
+  *scale = which ? l->v_scale : l->k_scale;
+  kv_fetch(s);
+  return s->kv_host[which] + (size_t)at * mav_dtype_bytes(s->kv->dtype);
 }
 
 float side_kv_get(const side *s, int seq, int64_t slot, int which, int64_t head, int64_t c) {
@@ -89,6 +126,7 @@ void side_kv_set(side *s, int seq, int64_t slot, int which, int64_t head, int64_
   float scale;
   void *e = kv_element(s, seq, slot, which, head, c, &scale);
   if (e) mavk_put_f32(e, (int32_t)s->p->kv.dtype, 0, x / scale);
+  (s->cache ? s->cache : s)->kv_dirty = true;
 }
 
 static mav_err make_cache(side *s) {
@@ -169,15 +207,16 @@ static mav_err make_rows(side *s) {
 }
 
 token side_next(const side *s, int64_t i) {
-  const mavk_rows k = mav__rows_kernel(s->next);
+  const mavk_rows k = mav__rows_host(s->next);
   return (token){k.id[i], k.seq[i], k.pos[i], k.slot[i], k.parent[i]};
 }
 
-mav_err side_bind(side *s, mav_runtime *rt, const plan *p, const side *kv) {
+mav_err side_bind(side *s, mav_runtime *rt, const plan *p, side *kv) {
   mav_err err = MAV_OK;
   *s = (side){.rt = rt, .p = p};
   if (p->kv.given && kv) {
     s->kv = mav_kv_retain(kv->kv);
+    s->cache = kv->cache ? kv->cache : kv;
     memcpy(s->seq, kv->seq, sizeof s->seq);
   } else if (p->kv.given && (err = make_cache(s))) {
     return err;
@@ -218,8 +257,9 @@ mav_err side_bind(side *s, mav_runtime *rt, const plan *p, const side *kv) {
 }
 
 mav_err side_call(side *s) {
+  mav_err err = kv_store(s->cache ? s->cache : s);
   s->began = mav_now_ns();
-  mav_err err = mav_op_call(s->rt, s->p->op, s->args);
+  if (!err) err = mav_op_call(s->rt, s->p->op, s->args);
   s->ended = mav_now_ns();
   return err;
 }
@@ -229,7 +269,9 @@ void side_free(side *s) {
     mav_arg_kind k = s->p->desc->arg[i].kind;
     if (k == MAV_ARG_IN || k == MAV_ARG_INDEX || k == MAV_ARG_MUT || k == MAV_ARG_WEIGHT || k == MAV_ARG_OUT)
       mav_tensor_release(s->args[i].tensor);
+    free(s->host[i]);
   }
+  for (int i = 0; i < 2; i++) free(s->kv_host[i]);
   if (s->comm) mav_comm_release(s->comm);
   if (s->rows) mav_rows_release(s->rows);
   if (s->next) mav_rows_release(s->next);
@@ -237,7 +279,12 @@ void side_free(side *s) {
   *s = (side){0};
 }
 
-void *side_data(const side *s, int i) {
+const void *side_data(side *s, int i) {
+  mav_tensor *t = s->args[i].tensor;
   void *data = NULL;
-  return mav_tensor_data(s->args[i].tensor, &data) == MAV_OK ? data : NULL;
+  if (mav_tensor_data(t, &data) == MAV_OK) return data;
+  const size_t bytes = (size_t)mav_tensor_count(t) * mav_dtype_bytes(mav_tensor_dtype(t));
+  if (!s->host[i] && !(s->host[i] = malloc(bytes + 1))) abort();
+  if (mav_tensor_read(t, s->host[i], bytes)) memset(s->host[i], 0xff, bytes);
+  return s->host[i];
 }

@@ -104,7 +104,7 @@ static bool mask_tie(const plan *p, const float *x, int64_t n, int64_t i) {
 
 /* ---- tensors ------------------------------------------------------------------------------------------------------ */
 
-static void compare_floats(verdict *out, const plan *p, int arg, const side *e, const side *a, int64_t rows, double tolerance) {
+static void compare_floats(verdict *out, const plan *p, int arg, side *e, side *a, int64_t rows, double tolerance) {
   const mav_tensor *t = e->args[arg].tensor;
   const int64_t n = count_of(t), each = rows ? n / rows : n, last = last_of(t);
   const int32_t dtype = (int32_t)mav_tensor_dtype(t);
@@ -138,7 +138,7 @@ static void compare_floats(verdict *out, const plan *p, int arg, const side *e, 
   }
 }
 
-static void compare_integers(verdict *out, const plan *p, int arg, const side *e, const side *a, int64_t rows) {
+static void compare_integers(verdict *out, const plan *p, int arg, side *e, side *a, int64_t rows) {
   const mav_tensor *t = e->args[arg].tensor;
   const int64_t n = count_of(t), each = rows ? n / rows : n;
   const int32_t dtype = (int32_t)mav_tensor_dtype(t);
@@ -165,7 +165,7 @@ static void compare_integers(verdict *out, const plan *p, int arg, const side *e
 /* ---- the cache ---------------------------------------------------------------------------------------------------- */
 
 /* Appended slots within the tolerance, or one step of bf16 or f8; everything else untouched. What kv_move copies: exactly. */
-static void compare_cache(verdict *out, const plan *p, const side *e, const side *a, double tolerance) {
+static void compare_cache(verdict *out, const plan *p, side *e, side *a, double tolerance) {
   const cache *c = &p->kv;
   char text[256];
   for (int s = 0; s < c->sequences; s++) {
@@ -202,7 +202,7 @@ static void compare_cache(verdict *out, const plan *p, const side *e, const side
   }
 }
 
-static void compare_next(verdict *out, const plan *p, const side *e, const side *a) {
+static void compare_next(verdict *out, const plan *p, side *e, side *a) {
   char text[256];
   for (int64_t i = 0; i < p->next_rows; i++) {
     const token x = side_next(e, i), y = side_next(a, i);
@@ -216,7 +216,7 @@ static void compare_next(verdict *out, const plan *p, const side *e, const side 
   }
 }
 
-void compare(verdict *out, const plan *p, const side *e, const side *a, double tolerance) {
+void compare(verdict *out, const plan *p, side *e, side *a, double tolerance) {
   const int64_t rows = plan_row_count(p);
   out->allowed = tolerance;
   for (int i = 0; i < p->desc->args; i++) {
@@ -252,7 +252,7 @@ static int64_t closure(const plan *p, int64_t r, int64_t *rows) {
 }
 
 /* The last row of `alone` against row r of `all`. */
-static void same_bits(verdict *out, const plan *p, const side *all, int64_t r, int64_t rows, const side *alone, int64_t alone_rows,
+static void same_bits(verdict *out, const plan *p, side *all, int64_t r, int64_t rows, side *alone, int64_t alone_rows,
                       const char *how) {
   for (int i = 0; i < p->desc->args; i++) {
     if (p->desc->arg[i].kind != MAV_ARG_OUT) continue;
@@ -268,7 +268,7 @@ static void same_bits(verdict *out, const plan *p, const side *all, int64_t r, i
   }
 }
 
-mav_err compare_rows(verdict *out, const plan *p, const side *all, int most) {
+mav_err compare_rows(verdict *out, const plan *p, side *all, int most) {
   const int64_t rows = plan_row_count(p);
   const int64_t step = rows > most ? rows / most : 1;
   for (int64_t r = p->rows ? rows - 1 : rows - 1; r >= 0; r -= step) {
@@ -293,7 +293,7 @@ static int64_t slot_of(const plan *p, int64_t r, int64_t j) {
   return r >= 0 ? p->row[r].slot : j;
 }
 
-mav_err compare_relocated(verdict *out, const plan *p, const side *all, int most) {
+mav_err compare_relocated(verdict *out, const plan *p, side *all, int most) {
   for (int64_t r = p->rows - 1, done = 0; r >= 0 && done < most; r--) {
     const token *w = &p->row[p->first + r];
     if (w->seq < 0) continue;
