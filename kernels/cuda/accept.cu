@@ -194,7 +194,7 @@ __device__ static __forceinline__ sums sum_again(const probability_job &j, const
   return total_of(block, j.blocks);
 }
 
-static __global__ void __launch_bounds__(WALKERS) walk_rejection(const __grid_constant__ probability_job j) {
+static __global__ void __launch_bounds__(WALKERS, 1) walk_rejection(const __grid_constant__ probability_job j) {
   MAVK_SHARED(space);
   sums *block = (sums *)space;              /* (blocks) */
   int32_t *out = (int32_t *)(block + j.blocks); /* (children) rejected ids */
