@@ -4,8 +4,8 @@
  * Only what kernels/cuda and core/backend_cuda.c call; names, values and meaning as in CUDA 13. Where it is stricter or simpler:
  *
  *   - a stream's work is queued and runs when somebody waits or asks: cudaStreamSynchronize, cudaDeviceSynchronize, the event calls, a
- *     copy that is not asynchronous. cudaStreamQuery and cudaEventQuery run one more piece each. So a missing wait shows, and a loop that
- *     polls pinned memory must call cudaStreamQuery, as it must to see errors.
+ *     copy that is not asynchronous. cudaStreamQuery and cudaEventQuery run a piece, or more, and say that it was not ready. So a missing
+ *     wait shows, and a loop that polls pinned memory must call cudaStreamQuery, as it must to see errors.
  *   - one device, one thread at a time (a lock).
  *   - device memory is not for the host: with MAV_SIMT_PROTECT=1 touching it outside of kernels and copies ends the process with a message.
  *   - fresh device memory and shared memory hold 0xff bytes: NaN, -1.

@@ -215,7 +215,10 @@ cudaError_t cudaStreamQuery(cudaStream_t h) {
   if (!s) return call_fails(cudaErrorInvalidResourceHandle);
   if (captures(s)) return call_fails(cudaErrorStreamCaptureUnsupported);
   if (s->queue.empty()) return cudaSuccess;
-  run_first(s);
+  if (simt_random() & 3)
+    drain(s);
+  else
+    run_first(s);
   if (simt_fault_now.error) drop(s);
   return simt_fault_now.error ? ran() : cudaErrorNotReady;
 }
@@ -348,7 +351,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *kernel) {
   a->maxThreadsPerBlock = THREADS_MAX;
   a->numRegs = 32;
   a->ptxVersion = a->binaryVersion = 90;
-  a->maxDynamicSharedSizeBytes = (int)(k ? k->shared_bytes_max : SHARED_BYTES_PLAIN);
+  a->maxDynamicSharedSizeBytes = k ? (int)k->shared_bytes_max : (int)SHARED_BYTES_PLAIN;
   return cudaSuccess;
 }
 
