@@ -83,12 +83,15 @@ uint64_t simt_seed() {
   return seed;
 }
 
-uint64_t simt_random() { /* SplitMix64 */
-  static uint64_t state = simt_seed() * UINT64_C(0x9E3779B97F4A7C15);
-  uint64_t z = state += UINT64_C(0x9E3779B97F4A7C15);
-  z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
-  z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
-  return z ^ z >> 31;
+static uint64_t random_state = (simt_seed() + 1) * UINT64_C(0x9E3779B97F4A7C15);
+
+uint64_t simt_random() { /* xorshift64*: Vigna, ACM TOMS 42 (2016) */
+  uint64_t x = random_state;
+  x ^= x >> 12;
+  x ^= x << 25;
+  x ^= x >> 27;
+  random_state = x;
+  return x * UINT64_C(0x2545F4914F6CDD1D) >> 16;
 }
 
 /* The first bit of a mask, not 0, at `at` or after it, around the end. */
@@ -416,7 +419,6 @@ run *run_new(const launch *l) {
   r->step = simt_random() % r->total;
   while (gcd(r->step, r->total) != 1) r->step++;
   launches++;
-  fault_watch();
   return r;
 }
 

@@ -47,7 +47,7 @@ extern fault_state simt_fault_now;
 void fault_set(cudaError_t error, const char *where, const char *format, va_list args);
 /* Of the host side: no kernel is running. */
 void fault_report(cudaError_t error, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* Signals become faults from now on, on this thread. */
+/* Signals of kernels become faults from now on, on this thread; somebody may have taken the handler away. */
 void fault_watch();
 /* The signal that ended a thread, explained; false when there was none. */
 bool fault_take_signal(char *text, size_t size, cudaError_t *error);

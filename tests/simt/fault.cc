@@ -5,7 +5,7 @@
 #include <dlfcn.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stdlib.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -76,19 +76,18 @@ static void on_signal(int number, siginfo_t *info, void *context) {
 }
 
 void fault_watch() {
-  static thread_local bool done;
-  if (done) return;
-  done = true;
-  stack_t old, mine = {};
-  if (!sigaltstack(nullptr, &old) && old.ss_flags & SS_DISABLE) {
-    mine.ss_size = 64 << 10;
-    mine.ss_sp = malloc(mine.ss_size); /* the thread's, to its end */
-    sigaltstack(&mine, nullptr);
+  static thread_local bool has_stack; /* for signals: what overflowed cannot be used */
+  if (!has_stack) {
+    has_stack = true;
+    stack_t old, mine = {};
+    if (!sigaltstack(nullptr, &old) && old.ss_flags & SS_DISABLE) {
+      mine.ss_size = 64 << 10;
+      mine.ss_sp = mmap(nullptr, mine.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); /* the thread's, for good */
+      sigaltstack(&mine, nullptr);
+    }
   }
-  static bool installed;
-  if (installed) return;
-  installed = true;
-  struct sigaction a = {};
+  struct sigaction a = {}, now;
+  if (!sigaction(SIGSEGV, nullptr, &now) && now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_signal) return;
   a.sa_sigaction = on_signal;
   a.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
   for (int number : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP}) sigaction(number, &a, &before[number]);
@@ -133,7 +132,9 @@ bool fault_take_signal(char *text, size_t size, cudaError_t *error) {
       }
       break;
     case SIGFPE: snprintf(what, sizeof what, "an integer division by 0"); break;
-    default: *error = cudaErrorIllegalInstruction, snprintf(what, sizeof what, "an instruction that traps");
+    default: /* what -fsanitize=alignment (and, where all is sanitized, =undefined) makes of a failed check */
+      *error = cudaErrorMisalignedAddress;
+      snprintf(what, sizeof what, "a misaligned access (or a trap: undefined behaviour, where all of it is looked for)");
   }
   snprintf(text, size, "%s; at %s", what, line);
   noted.signal = 0;

@@ -1,7 +1,6 @@
 /* tests/simt/fiber.cc - stacks and the switch between them: the registers that a call keeps go to the stack, and the stack is changed. */
 #include "fiber.h"
 
-#include <string.h>
 #include <sys/mman.h>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -117,7 +116,7 @@ fiber *fiber_get(void (*main)()) {
   __asan_unpoison_memory_region(f->low, f->bytes); /* what a fault left behind */
 #endif
   void **words = (void **)(f->low + f->bytes) - SAVED_WORDS;
-  memset(words, 0, SAVED_WORDS * sizeof *words);
+  for (int i = 0; i < SAVED_WORDS; i++) words[i] = nullptr;
   words[ENTRY_WORD] = (void *)main;
   f->sp = words;
   f->fake = nullptr;

@@ -47,7 +47,9 @@ size_t memory_live() { return live_bytes; }
 static void set_open(const allocation &a, bool open) { mprotect(a.map, a.map_bytes, open ? PROT_READ | PROT_WRITE : PROT_NONE); }
 
 void memory_open() {
-  if (opened++ || !protects()) return;
+  if (opened++) return;
+  fault_watch();
+  if (!protects()) return;
   for (auto &i : live) set_open(i.second, true);
 }
 void memory_close() {
@@ -143,7 +145,7 @@ bool memory_describe(const void *address, char *text, size_t size) {
     return true;
   }
   auto next = live.upper_bound((char *)p);
-  if (next != live.end() && next->first - p < (long long)PAGE * 2)
+  if (next != live.end() && p >= next->second.map - PAGE)
     snprintf(text, size, "device memory: %lld bytes before an allocation of %zu", (long long)(next->first - p), next->second.bytes);
   else
     snprintf(text, size, "device memory that is not allocated, or freed: %p", address);
