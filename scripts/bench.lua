@@ -44,6 +44,7 @@ local function options()
   cli.kv_option(p)
   p:flag("--profile", "time of each op in a step of one row")
   p:flag("--json", "print one object")
+  p:option("--save", "write that object to a file too"):argname("FILE")
   p:option("--shape", "random weights of this shape instead of a model: " .. table.concat(shape.names, ", ")):argname("NAME")
     :convert(cli.choice(table.unpack(shape.names)))
   p:option("--tp", "of shapes: ranks that share the model; one of them is measured"):argname("N"):convert(cli.integer(1, 64)):default("1")
@@ -160,6 +161,14 @@ local function print_table(r)
   print(("prompt   %9.1f tokens/s   (%d tokens)"):format(r.prompt.tokens_per_s, r.prompt.tokens))
 end
 
+local function save(args, result)
+  if not args.save then return end
+  local file, err = io.open(args.save, "w")
+  if not file then cli.fail("%s", err) end
+  file:write(mav.json.encode(result), "\n")
+  file:close()
+end
+
 local SHAPE_ONLY = { "layers", "experts", "vocab", "rows", "unfused", "no_shuffle", "ablate" }
 
 local function run_shape(args)
@@ -167,6 +176,7 @@ local function run_shape(args)
   args.context, args.rows = args.context or SHAPE_CONTEXT, args.rows or SHAPE_ROWS
   local part = require(args.ablate and "mav.bench.ablate" or "mav.bench.layers")
   local result = part.measure(args)
+  save(args, result)
   if args.json then
     io.write(mav.json.encode(result), "\n")
   else
@@ -200,6 +210,7 @@ local function run(arg)
     isa = rt.isa, device = rt.device, context = args.context, kv = args.kv or model:kv_dtype(), bandwidth_gb_per_s = bandwidth,
     dtype = args.dtype or model.config.quant and model.config.quant.name or model.weights.layers[1].qkv.dtype,
   }
+  save(args, result)
   if args.json then
     io.write(mav.json.encode(result), "\n")
     return 0
