@@ -137,7 +137,7 @@ end
 local function print_profile(step)
   local total = 0
   for _, line in ipairs(step.profile) do total = total + line.us end
-  print(("\nops of a step of %d row%s, one by one:"):format(step.rows, step.rows == 1 and "" or "s"))
+  print(("\nops of a step of %d row%s, one by one, with what starting each takes:"):format(step.rows, step.rows == 1 and "" or "s"))
   print(("%-16s %6s %10s %8s %7s"):format("op", "count", "us", "us each", "share"))
   for _, line in ipairs(step.profile) do
     print(("%-16s %6d %10.1f %8.2f %6.1f%%"):format(line.op, line.count, line.us, line.us / line.count, 100 * line.us / total))
