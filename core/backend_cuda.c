@@ -17,6 +17,10 @@
 #define SHARED_UNASKED ((size_t)48 << 10)
 #define SCRATCH_BYTES ((size_t)64 << 20)
 
+/* Runtimes of this process that are open. When the last one closes and the device was lost, it is taken up anew. */
+static _Atomic int runtimes;
+static _Atomic bool lost;
+
 /* ---- errors ----------------------------------------------------------------------------------------------------------- */
 
 /* After these the device can still be used. Numbers: some names are newer than the oldest header this is built with. */
@@ -48,6 +52,7 @@ mav_err mav__cuda_error(mav_runtime *rt, cudaError_t e, const char *op, const ch
   if (!passes(e) && !rt->failed) {
     rt->failed = true;
     rt->failure = rt->diag;
+    lost = true;
   }
   if (c) c->noted = code;
   return code;
@@ -192,6 +197,7 @@ static mav_err cuda_open(mav_runtime *rt, const mav_runtime_options *options) {
   cuda *c = rt->host->alloc(sizeof *c);
   if (!c) return CUDA_FAIL(rt, NOMEM, OPEN, "out of host memory");
   rt->impl = c;
+  runtimes++;
   c->rt = rt;
   c->op = OPEN;
   c->k.launch = launch;
@@ -220,6 +226,10 @@ static void cuda_close(mav_runtime *rt) {
   mav__cuda_free(rt, c->counter, sizeof(uint32_t));
   mav__cuda_memory_close(c);
   if (c->stream) cudaStreamDestroy(c->stream);
+  if (--runtimes == 0 && lost) {
+    cudaDeviceReset();
+    lost = false;
+  }
   cudaGetLastError();
   rt->host->free(c);
 }

@@ -46,6 +46,7 @@ static mav_err check_tensor(call *c, const mav_arg_desc *d, const mav_tensor *t)
     return FAIL(c, DTYPE, "%s is %s; expected %s", d->name, mav_dtype_name(t->dtype), allowed);
   }
   const mav__buffer *b = t->buffer;
+  if (d->kind != MAV_ARG_WEIGHT && t->layout != MAVK_LAYOUT_ROWS) return FAIL(c, INVALID, "%s is shuffled, which only weights may be", d->name);
   if (b->kind == MAV__BUFFER_PLANNED && b->graph != c->rt->capture)
     return FAIL(c, STATE, "%s was planned by a capture that is over; mark it with keep there", d->name);
   const bool is_written = d->kind == MAV_ARG_OUT || d->kind == MAV_ARG_MUT;
@@ -79,7 +80,7 @@ static mav_err fill_weight(call *c, const mav_arg_desc *d, mav_arg *a) {
   MAV_TRY(mav__shapes_match(&c->shapes, d, t, c->args));
   int last = t->dims - 1;
   if (t->stride[last] != 1 && t->shape[last] > 1) return FAIL(c, INVALID, "%s: the last dimension of a weight must be contiguous", d->name);
-  mavk_weight w = {.a = mav__tensor_array(t), .act = (int32_t)t->act, .in_scale = t->in_scale};
+  mavk_weight w = {.a = mav__tensor_array(t), .act = (int32_t)t->act, .in_scale = t->in_scale, .layout = (int32_t)t->layout};
   use(c, t, d->offset + offsetof(mavk_weight, a) + offsetof(mavk_array, p), false);
   if (t->scale) {
     w.scale = mav__tensor_pointer(t->scale);

@@ -125,7 +125,7 @@ typedef struct mav_tensor mav_tensor;
 
 /* New zeroed memory. While a graph is captured this is still plain memory that outlives it, not planned memory. */
 MAV_API mav_err mav_tensor_new(mav_tensor **out, mav_runtime *rt, mav_dtype dtype, int dims, const int64_t *shape);
-/* Wraps the caller's memory, contiguous; it must outlive the tensor. */
+/* Wraps the caller's memory, contiguous; it must outlive the tensor. On host backends. */
 MAV_API mav_err mav_tensor_wrap(mav_tensor **out, mav_runtime *rt, mav_dtype dtype, int dims, const int64_t *shape, void *data);
 MAV_API mav_tensor *mav_tensor_retain(mav_tensor *t);
 MAV_API void mav_tensor_release(mav_tensor *t);
@@ -150,11 +150,14 @@ MAV_API mav_err mav_tensor_copy_into(mav_tensor *dst, mav_tensor *src);
 /* Raw bytes of a contiguous tensor. */
 MAV_API mav_err mav_tensor_read(mav_tensor *t, void *dst, size_t bytes);
 MAV_API mav_err mav_tensor_write(mav_tensor *t, const void *src, size_t bytes);
-/* Host pointer of a contiguous tensor on a host backend, after the work that writes it is done; else an error. */
+/* Host pointer of a contiguous tensor on a host backend; on a device an error. */
 MAV_API mav_err mav_tensor_data(mav_tensor *t, void **out);
 /* One element by flat index in row-major order, as a double; set converts. */
 MAV_API mav_err mav_tensor_get(mav_tensor *t, int64_t index, double *out);
 MAV_API mav_err mav_tensor_set(mav_tensor *t, int64_t index, double value);
+/* Value i of packed values in host memory, as get and set convert; put does not check the range. */
+MAV_API double mav_dtype_value(mav_dtype t, const void *p, int64_t i);
+MAV_API void mav_dtype_put(mav_dtype t, void *p, int64_t i, double value);
 
 /* How a weight was quantized; travels with the tensor and its row slices. scale: f32, shape () or (1), (N), (E) or (E, N):
  * value = code * scale. act says how activations that meet the weight are rounded. */
@@ -164,6 +167,12 @@ MAV_API mav_tensor *mav_tensor_scale(const mav_tensor *t); /* borrowed; NULL whe
 /* dst (f8, with the shape of src) = e4m3(src / scale), scale[..., n] = max|row| / 448 (1 for a zero row) per output row;
  * attaches the scale to dst. src: (N, D) or (E, N, D), any strides. */
 MAV_API mav_err mav_tensor_quantize_into(mav_tensor *dst, mav_tensor *src);
+
+/* A weight as the device's products read it fastest, with its scale: on cuda a new tensor for contiguous f8 (N, D) and (E, N, D) with
+ * N a multiple of 16 and D of 32; t itself (a new reference) everywhere else. A shuffled tensor can be a weight of ops, be cut by
+ * experts and by blocks of 16 rows, and nothing else. Not while capturing. */
+MAV_API mav_err mav_tensor_shuffle(mav_tensor **out, mav_tensor *t);
+MAV_API bool mav_tensor_is_shuffled(const mav_tensor *t);
 
 /* ---- rows: the ragged batch -------------------------------------------------------------------------------------- */
 
@@ -289,7 +298,8 @@ typedef struct mav_arg {
 } mav_arg;
 
 /* Checks, infers the results' shapes, allocates results that were not given (a new reference in args[i].tensor), then
- * runs the op, or records it when a capture is open. Eager calls return when the op is done. */
+ * runs the op, or records it when a capture is open. Eager calls return when the op is done; on cuda when it is on its way: what reads
+ * its results waits. */
 MAV_API mav_err mav_op_call(mav_runtime *rt, int op, mav_arg *args);
 /* Bytes an op reads and writes, from its arguments (all experts that its indices name once, read when they are on the host). */
 MAV_API double mav_op_bytes(mav_runtime *rt, int op, const mav_arg *args);

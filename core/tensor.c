@@ -206,6 +206,8 @@ mav_err mav_tensor_slice(mav_tensor **out, mav_tensor *t, int dim, int64_t first
   if (step < 1 || count < 0 || first < 0 || first > n || (count > 0 && (count - 1 > (n - 1 - first) / step)))
     return MAV_RT_FAIL(rt, RANGE, "tensor_slice", "%lld elements from %lld by %lld do not fit in a dimension of %lld", (long long)count,
                        (long long)first, (long long)step, (long long)n);
+  if (t->layout != MAVK_LAYOUT_ROWS && dim != t->dims - 3 && (dim != 0 || first % 16 || count % 16 || step != 1))
+    return MAV_RT_FAIL(rt, INVALID, "tensor_slice", "a shuffled weight can be cut by experts, and a matrix by blocks of 16 rows");
   mav_tensor *v;
   MAV_TRY(view(&v, t));
   mav_err err = slice_scale(v, dim, first, step);
@@ -222,6 +224,8 @@ mav_err mav_tensor_slice(mav_tensor **out, mav_tensor *t, int dim, int64_t first
 
 mav_err mav_tensor_select(mav_tensor **out, mav_tensor *t, int dim, int64_t index) {
   mav_tensor *v;
+  *out = NULL;
+  if (dim != t->dims - 3) MAV_TRY(mav__tensor_rows(t, "tensor_select"));
   MAV_TRY(mav_tensor_slice(&v, t, dim, index, 1, 1));
   if (v->scale && dim != v->dims - 3) drop_scale(v); /* only selecting an expert leaves a weight */
   for (int i = dim; i + 1 < v->dims; i++) {
@@ -235,6 +239,7 @@ mav_err mav_tensor_select(mav_tensor **out, mav_tensor *t, int dim, int64_t inde
 
 mav_err mav_tensor_transpose(mav_tensor **out, mav_tensor *t, int a, int b) {
   *out = NULL;
+  MAV_TRY(mav__tensor_rows(t, "tensor_transpose"));
   if (a < 0 || b < 0 || a >= t->dims || b >= t->dims)
     return MAV_RT_FAIL(t->buffer->rt, RANGE, "tensor_transpose", "dimensions %d and %d of a tensor with %d", a, b, t->dims);
   mav_tensor *v;
@@ -253,6 +258,7 @@ mav_err mav_tensor_reshape(mav_tensor **out, mav_tensor *t, int dims, const int6
   size_t bytes;
   char from[96], to[96];
   *out = NULL;
+  MAV_TRY(mav__tensor_rows(t, "tensor_reshape"));
   MAV_TRY(mav__shape_bytes(rt, "tensor_reshape", t->dtype, dims, shape, &bytes));
   if (!mav_tensor_is_contiguous(t))
     return MAV_RT_FAIL(rt, INVALID, "tensor_reshape", "the tensor is not contiguous; copy it first (op cast)");

@@ -70,6 +70,7 @@ struct mav_tensor {
   int64_t scale_s[2];    /* its strides by expert and by output row */
   mav_act act;
   float in_scale;
+  mavk_layout layout;    /* not ROWS: shuffled */
 };
 
 /* A contiguous tensor on a new reference to buffer. */
@@ -85,6 +86,8 @@ void *mav__tensor_pointer(const mav_tensor *t);
 mavk_array mav__tensor_array(const mav_tensor *t);
 /* "(4, 256)" */
 const char *mav__shape_text(char *out, size_t bytes, int dims, const int64_t *shape);
+/* Fails when the tensor is shuffled. */
+mav_err mav__tensor_rows(const mav_tensor *t, const char *op);
 /* Fails when the tensor cannot be read by the host now. */
 mav_err mav__tensor_readable(mav_tensor *t, const char *op);
 

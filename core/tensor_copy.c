@@ -7,7 +7,7 @@
 mav_err mav__tensor_readable(mav_tensor *t, const char *op) {
   if (t->buffer->kind == MAV__BUFFER_PLANNED)
     return MAV_RT_FAIL(t->buffer->rt, STATE, op, "the tensor belongs to a graph's plan and was not kept: return it from the capture, or mark it with keep");
-  return MAV_OK;
+  return mav__tensor_rows(t, op);
 }
 
 static mav_err writable(mav_tensor *t, const char *op) {
@@ -60,44 +60,44 @@ static mav_err element(mav_tensor *t, const char *op, int64_t index, size_t *out
   return MAV_OK;
 }
 
+double mav_dtype_value(mav_dtype t, const void *p, int64_t i) {
+  switch (t) {
+    case MAV_DTYPE_I32: return ((const int32_t *)p)[i];
+    case MAV_DTYPE_I64: return (double)((const int64_t *)p)[i];
+    case MAV_DTYPE_U8: return ((const uint8_t *)p)[i];
+    default: return (double)mavk_f32_at(p, (int32_t)t, i);
+  }
+}
+
+void mav_dtype_put(mav_dtype t, void *p, int64_t i, double value) {
+  switch (t) {
+    case MAV_DTYPE_I32: ((int32_t *)p)[i] = (int32_t)value; break;
+    case MAV_DTYPE_I64: ((int64_t *)p)[i] = (int64_t)value; break;
+    case MAV_DTYPE_U8: ((uint8_t *)p)[i] = (uint8_t)value; break;
+    default: mavk_put_f32(p, (int32_t)t, i, (float)value);
+  }
+}
+
 mav_err mav_tensor_get(mav_tensor *t, int64_t index, double *out) {
   size_t at;
-  union {
-    int32_t i32;
-    int64_t i64;
-    uint8_t u8;
-  } x;
+  int64_t x;
   MAV_TRY(mav__tensor_readable(t, "tensor_get"));
   MAV_TRY(element(t, "tensor_get", index, &at));
   MAV_TRY(mav__buffer_get(t->buffer, at, &x, mav_dtype_bytes(t->dtype)));
-  switch (t->dtype) {
-    case MAV_DTYPE_I32: *out = x.i32; break;
-    case MAV_DTYPE_I64: *out = (double)x.i64; break;
-    case MAV_DTYPE_U8: *out = x.u8; break;
-    default: *out = (double)mavk_f32_at(&x, (int32_t)t->dtype, 0);
-  }
+  *out = mav_dtype_value(t->dtype, &x, 0);
   return MAV_OK;
 }
 
 mav_err mav_tensor_set(mav_tensor *t, int64_t index, double value) {
-  size_t at;
-  union {
-    int32_t i32;
-    int64_t i64;
-    uint8_t u8;
-  } x;
-  MAV_TRY(writable(t, "tensor_set"));
-  MAV_TRY(element(t, "tensor_set", index, &at));
   static const double low[] = {[MAV_DTYPE_I32] = -0x1p31, [MAV_DTYPE_I64] = -0x1p63, [MAV_DTYPE_U8] = 0};
   static const double high[] = {[MAV_DTYPE_I32] = 0x1p31, [MAV_DTYPE_I64] = 0x1p63, [MAV_DTYPE_U8] = 256};
+  size_t at;
+  int64_t x;
+  MAV_TRY(writable(t, "tensor_set"));
+  MAV_TRY(element(t, "tensor_set", index, &at));
   if (t->dtype >= MAV_DTYPE_I32 && !(value >= low[t->dtype] && value < high[t->dtype]))
     return MAV_RT_FAIL(t->buffer->rt, RANGE, "tensor_set", "%g does not fit in %s", value, mav_dtype_name(t->dtype));
-  switch (t->dtype) {
-    case MAV_DTYPE_I32: x.i32 = (int32_t)value; break;
-    case MAV_DTYPE_I64: x.i64 = (int64_t)value; break;
-    case MAV_DTYPE_U8: x.u8 = (uint8_t)value; break;
-    default: mavk_put_f32(&x, (int32_t)t->dtype, 0, (float)value);
-  }
+  mav_dtype_put(t->dtype, &x, 0, value);
   return mav__buffer_put(t->buffer, at, &x, mav_dtype_bytes(t->dtype));
 }
 

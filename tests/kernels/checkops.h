@@ -39,6 +39,7 @@ typedef struct operand {
   int64_t scale_shape[2];
   mav_act act;
   float in_scale;
+  bool shuffled; /* WEIGHT: if the device does that */
 } operand;
 
 typedef struct token {

@@ -251,6 +251,11 @@ mav_err side_bind(side *s, mav_runtime *rt, const plan *p, side *kv) {
         err = make_tensor(&a->tensor, rt, v);
         a->given = !err;
         if (!err && v->scale) err = attach_scale(a->tensor, rt, v);
+        if (!err && v->shuffled) {
+          mav_tensor *rows = a->tensor;
+          err = mav_tensor_shuffle(&a->tensor, rows);
+          mav_tensor_release(rows);
+        }
     }
   }
   return err;

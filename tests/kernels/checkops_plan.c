@@ -123,6 +123,8 @@ static void relate(plan *p, rng *r, const sizes *fixed) {
     at_most(p, 'A', *letter(p, 'E'));
     if (*letter(p, 'B') > 1) *letter(p, 'B') = *letter(p, 'A');
   }
+  if (weights && !p->bench && rng_chance(r, 0.4)) /* sizes for which f8 weights are shuffled on a device */
+    for (const char *c = plan_is(p, "norm_qkv") ? "D" : "DNFV"; *c; c++) *letter(p, *c) = (*letter(p, *c) + 31) / 32 * 32;
   *letter(p, 'R') = *letter(p, 'C') / 2;
   p->star_dims = (int)rng_range(r, 0, *letter(p, 'N') > 3000 ? 1 : 2);
   for (int i = 0; i < 3; i++) p->star[i] = rng_range(r, 1, 5);
@@ -512,6 +514,7 @@ void plan_make(plan *p, int op, uint64_t seed, const sizes *fixed) {
       if (!p->bench && rng_chance(r, 0.5))
         for (int k = 0; k < v->dims; k++) v->pad[k] = (int)rng_range(r, 0, 5);
       if (v->dtype == MAV_DTYPE_F8) make_scale(p, i, r);
+      v->shuffled = p->bench || rng_chance(r, 0.7);
       if (meets_the_same(p, i)) v->act = p->v[i - 1].act, v->in_scale = p->v[i - 1].in_scale;
     }
   }
