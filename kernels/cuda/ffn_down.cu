@@ -18,7 +18,7 @@ struct down_job {
   const float *x;
   float *y;
   int64_t T, D, A, S;
-  int32_t way, expert_way;
+  int32_t tokens, way, expert_way; /* tokens of a block; plan.tokens is what one expert may get of them */
   uint32_t lists_at, slots_at; /* in shared memory: what is known of pairs; results by token and slot, 16 rows each */
 };
 
@@ -86,9 +86,9 @@ __global__ void __launch_bounds__(BLOCK_WARPS_MAX *WARP) ffn_down(const __grid_c
   product_tokens *tokens = ((product_header *)shared)->tokens;
   float *sums = (float *)(shared + plan.sums_at), *slots = (float *)(shared + j.slots_at);
   const uint32_t tile = blockIdx.x;
-  const int64_t token = (int64_t)blockIdx.y * plan.tokens;
-  const int n = (int)(j.T - token < plan.tokens ? j.T - token : plan.tokens), pairs = n * (int)j.A;
-  const pair_lists lists = pair_lists_at(shared + j.lists_at, plan.tokens * (int)j.A);
+  const int64_t token = (int64_t)blockIdx.y * j.tokens;
+  const int n = (int)(j.T - token < j.tokens ? j.T - token : j.tokens), pairs = n * (int)j.A;
+  const pair_lists lists = pair_lists_at(shared + j.lists_at, j.tokens * (int)j.A);
   pdl_launch();
   product_warp<G> w;
   w.begin(plan);
@@ -166,15 +166,16 @@ extern "C" int mavk_cuda_ffn_down(const mavk_args_ffn_down *a, mavk_cuda *c) {
   if (is_fma) j.way = j.expert_way = WAY_FMA;
   const int64_t tiles = ceil_div(j.D, TILE_ROWS);
   for (int64_t tokens = j.T < TOKENS_MAX ? j.T : TOKENS_MAX;; tokens = ceil_div(tokens, 2)) { /* a few if there are very many slots */
+    j.tokens = (int32_t)tokens;
     j.lists_at = (uint32_t)sizeof(product_header);
     j.slots_at = j.lists_at + (uint32_t)(4 * tokens * j.A * 4);
     const size_t header = j.slots_at + (size_t)(tokens * j.S * TILE_ROWS * 4);
-    j.plan = product_plan_of(c, j.in.K, tiles, experts ? 2 : 1, experts ? 2 : 1, tokens, parts, is_fma, false, false, header);
+    j.plan = product_plan_of(c, j.in.K, tiles, experts ? 2 : 1, experts ? 2 : 1, experts ? tokens * j.A : tokens, parts, is_fma, false, false, header);
     if (j.plan.shared_bytes <= c->shared_bytes_max) break;
     if (tokens == 1) return c->fail(c, "a product needs %u bytes of shared memory", j.plan.shared_bytes);
   }
   const int groups = is_fma ? 0 : product_groups(&j.plan, parts);
   void (*kernel)(down_job) = groups == 0 ? ffn_down<0> : groups == 1 ? ffn_down<1> : groups == 2 ? ffn_down<2> : ffn_down<4>;
-  const dim3 grid((unsigned)tiles, (unsigned)ceil_div(j.T, j.plan.tokens));
+  const dim3 grid((unsigned)tiles, (unsigned)ceil_div(j.T, j.tokens));
   return mavk_run(c, kernel, grid, product_threads(&j.plan), j.plan.shared_bytes, j);
 }
