@@ -380,7 +380,10 @@ static bool block_go(block *b) {
   simt_block_index = b->index;
   simt_block_size = b->r->l.block;
   simt_grid_size = b->r->l.grid;
+  SIMT_POISON(b->shared - CANARY, CANARY);
+  SIMT_POISON(b->shared + b->r->l.shared_bytes, (size_t)(shared_end(b) - b->shared) - b->r->l.shared_bytes);
   if (thread *t = pick(b)) go(home, t, false);
+  SIMT_UNPOISON(b->shared - CANARY, (size_t)(shared_end(b) - b->shared) + CANARY);
   char text[512];
   cudaError_t error;
   if (fault_take_signal(text, sizeof text, &error)) {

@@ -3,16 +3,8 @@
 
 #include <sys/mman.h>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define ASAN 1
-#endif
-#endif
-#ifdef ASAN
+#ifdef SIMT_ASAN
 #include <pthread.h>
-#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -112,9 +104,7 @@ fiber *fiber_get(void (*main)()) {
   if (!free_fibers && !more_fibers()) return nullptr;
   fiber *f = free_fibers;
   free_fibers = f->next;
-#ifdef ASAN
-  __asan_unpoison_memory_region(f->low, f->bytes); /* what a fault left behind */
-#endif
+  SIMT_UNPOISON(f->low, f->bytes); /* what a fault left behind */
   void **words = (void **)(f->low + f->bytes) - SAVED_WORDS;
   for (int i = 0; i < SAVED_WORDS; i++) words[i] = nullptr;
   words[ENTRY_WORD] = (void *)main;
@@ -129,26 +119,26 @@ void fiber_give(fiber *f) {
 }
 
 __attribute__((no_sanitize("address"))) void fiber_switch(fiber *from, fiber *to, bool ends) {
-#ifdef ASAN
+#ifdef SIMT_ASAN
   __sanitizer_start_switch_fiber(ends ? nullptr : &from->fake, to->low, to->bytes);
 #else
   (void)ends;
 #endif
   simt_switch_stack(&from->sp, to->sp);
-#ifdef ASAN
+#ifdef SIMT_ASAN
   __sanitizer_finish_switch_fiber(from->fake, nullptr, nullptr);
 #endif
 }
 
 void fiber_started() {
-#ifdef ASAN
+#ifdef SIMT_ASAN
   __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 #endif
 }
 
 fiber *fiber_of_thread() {
   static thread_local fiber self;
-#ifdef ASAN
+#ifdef SIMT_ASAN
   if (!self.low) {
     pthread_attr_t a;
     void *low;

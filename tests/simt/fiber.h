@@ -5,6 +5,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__SANITIZE_ADDRESS__)
+#define SIMT_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SIMT_ASAN 1
+#endif
+#endif
+#ifdef SIMT_ASAN
+#include <sanitizer/asan_interface.h>
+#define SIMT_POISON(p, bytes) __asan_poison_memory_region(p, bytes)
+#define SIMT_UNPOISON(p, bytes) __asan_unpoison_memory_region(p, bytes)
+#else
+#define SIMT_POISON(p, bytes) ((void)0)
+#define SIMT_UNPOISON(p, bytes) ((void)0)
+#endif
+
 enum { FIBER_STACK_BYTES = 128 << 10 }; /* committed as they are touched; below each lies a page that cannot be */
 
 struct fiber {

@@ -1,7 +1,7 @@
 /* tests/simt/memory.cc - device memory: an address range of which only the allocations can be touched.
  *
  * Each allocation ends (to 64 bytes) where a page begins that cannot be touched; what lies between holds 0xff, as the allocation does at
- * first, and is looked at when it is freed. Freed addresses stay forbidden for a while. */
+ * first, and is looked at when it is freed; AddressSanitizer knows it to the byte. Freed addresses stay forbidden for a while. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -84,6 +84,8 @@ void *memory_alloc(size_t bytes) {
   memset(a.map, 0xff, pages);
   if (!opened && protects()) set_open(a, false);
   char *p = a.map + pages - rounded;
+  SIMT_POISON(a.map, (size_t)(p - a.map));
+  SIMT_POISON(p + bytes, rounded - bytes);
   live[p] = a;
   live_bytes += bytes;
   return p;
@@ -101,6 +103,7 @@ bool memory_free(void *block) {
   const allocation a = i->second;
   char *p = i->first;
   memory_open();
+  SIMT_UNPOISON(a.map, a.map_bytes);
   const char *before = p - a.map > ALIGN ? p - ALIGN : a.map;
   if (!clean(before, p)) fault_report(cudaErrorIllegalAddress, "somebody wrote before an allocation of %zu bytes; seen when it was freed", a.bytes);
   if (!clean(p + a.bytes, a.map + a.map_bytes))
