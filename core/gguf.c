@@ -370,11 +370,19 @@ mav_err mav_gguf_rows(mav_gguf *g, int i, mav_runtime *rt, int64_t first, int64_
   if (!e->is_blocks && (uintptr_t)data % mav_dtype_bytes(e->dtype) == 0)
     return mav__tensor_foreign(out, rt, e->dtype, 2, shape, data, release_owner, mav_gguf_retain(g));
   mav_tensor *t;
-  void *dst;
   MAV_TRY(mav_tensor_new(&t, rt, e->dtype, 2, shape));
-  mav_err err = mav_tensor_data(t, &dst);
-  if (!err && e->is_blocks) widen_q8_0(dst, (const unsigned char *)data, count * (columns / 32));
-  if (!err && !e->is_blocks && count > 0) memcpy(dst, data, (size_t)count * line);
+  const size_t bytes = (size_t)mav_tensor_count(t) * mav_dtype_bytes(e->dtype);
+  mav_err err = MAV_OK;
+  if (!e->is_blocks) {
+    err = mav_tensor_write(t, data, bytes);
+  } else {
+    void *dst = NULL, *staged = NULL; /* staged: of a device, by way of the host */
+    if (mav_tensor_data(t, &dst)) dst = staged = mav__alloc(bytes + 1);
+    if (!dst) err = MAV_RT_NOMEM(rt, "gguf_rows");
+    else widen_q8_0(dst, (const unsigned char *)data, count * (columns / 32));
+    if (!err && staged) err = mav_tensor_write(t, staged, bytes);
+    mav__free(staged);
+  }
   if (err)
     mav_tensor_release(t);
   else

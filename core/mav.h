@@ -324,6 +324,7 @@ MAV_API bool mav_graph_poll(mav_graph *g);      /* true: done */
 
 typedef struct mav_graph_stats {
   int64_t ops, launches;
+  int64_t kernels; /* that a launch starts on a device; on a host backend one for every op */
   int64_t planned_bytes;   /* arena with reuse */
   int64_t unplanned_bytes; /* what the same tensors would take without reuse */
   int64_t last_ns;         /* of the last launch */
@@ -402,7 +403,7 @@ MAV_API mav_err mav_safetensors_open(mav_safetensors **out, const char *path, ma
 MAV_API void mav_safetensors_close(mav_safetensors *s);
 MAV_API int mav_safetensors_count(const mav_safetensors *s);
 MAV_API const mav_safetensors_entry *mav_safetensors_get(const mav_safetensors *s, int i);
-/* Writes tensors (contiguous, on a host backend) to path by way of a temporary name, synced and renamed. */
+/* Writes tensors (contiguous) to path by way of a temporary name, synced and renamed. */
 MAV_API mav_err mav_safetensors_write(const char *path, int count, const char *const *names, mav_tensor *const *tensors, mav_diag *diag);
 
 /* A Hugging Face directory: model.safetensors, or the shards of model.safetensors.index.json; or the path of one file. */
@@ -419,8 +420,8 @@ MAV_API mav_err mav_weights_get(mav_weights *w, const char *name, mav_tensor **o
 /* ---- packs ---------------------------------------------------------------------------------------------------------- */
 
 /* One rank's weights in one file, as the runtime wants them: docs/pack-format.md. Opening maps the file and checks the header,
- * every place and size; it reads no weight. Chunks of a tensor are stored raw or as LZ4. Reading checks the hash of what is
- * compressed; raw chunks are mapped as they are, and only verify looks at their hashes. */
+ * every place and size; it reads no weight. Chunks of a tensor are stored raw or as LZ4. A chunk's hash is checked when read or
+ * check first meets it; what a mapped tensor shows is not checked. */
 typedef struct mav_pack mav_pack;
 
 typedef struct mav_pack_info {
@@ -452,9 +453,12 @@ MAV_API const mav_pack_entry *mav_pack_get(const mav_pack *p, int i); /* NULL: n
 MAV_API int mav_pack_find(const mav_pack *p, const char *name);       /* -1: none */
 /* Bytes [begin, begin + bytes) of tensor i, by so many threads (0: one per processor). Any thread may call it. */
 MAV_API mav_err mav_pack_read(const mav_pack *p, int i, size_t begin, size_t bytes, void *dst, int threads, mav_diag *diag);
+/* The same without a copy: checks the hashes of the chunks that hold these bytes, before a mapped tensor shows them. */
+MAV_API mav_err mav_pack_check(const mav_pack *p, int i, size_t begin, size_t bytes, int threads, mav_diag *diag);
 /* Reads every chunk of tensor i: hashes, what is compressed, and the zeros behind each. */
 MAV_API mav_err mav_pack_verify(const mav_pack *p, int i, int threads, mav_diag *diag);
-/* A read-only tensor with its scale attached: on the mapped file where all chunks are raw, else a copy. Layout "row" only. */
+/* A read-only tensor with its scale attached: on the mapped file where all chunks are raw, else a copy. Layout "row", or "m16n8k16",
+ * which stays as it is on cuda and becomes rows elsewhere. */
 MAV_API mav_err mav_pack_tensor(mav_pack *p, int i, mav_runtime *rt, mav_tensor **out);
 
 /* What a pack will hold. The tensors' bytes come later, in this order. */

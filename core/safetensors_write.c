@@ -18,7 +18,7 @@
 typedef struct item {
   const char *name;
   mav_tensor *tensor;
-  const void *data;
+  const void *data; /* NULL: on a device */
   size_t bytes;
 } item;
 
@@ -106,15 +106,26 @@ static mav_err check_item(item *it, const char *path, mav_diag *diag) {
   if (!name || !name[0]) return MAV_FAIL(diag, INVALID, OP, "%s: a tensor without a name", path);
   if (!strcmp(name, "__metadata__")) return MAV_FAIL(diag, INVALID, OP, "%s: the name \"__metadata__\" is reserved", path);
   if (mav__utf8_check(name, strlen(name)) != strlen(name)) return MAV_FAIL(diag, INVALID, OP, "%s: a name that is not UTF-8", path);
-  void *data;
+  void *data = NULL;
   mav_err err = mav_tensor_data(it->tensor, &data);
-  if (err) {
+  if (err && err != MAV_ERR_UNSUPPORTED) {
     const mav_diag *why = mav_runtime_diag(mav_tensor_runtime(it->tensor));
     return mav__diag_set(diag, err, OP, __FILE__, __LINE__, 0, "%s: tensor \"%.100s\": %.200s", path, name, why->text);
   }
   it->data = data;
   it->bytes = (size_t)mav_tensor_count(it->tensor) * mav_dtype_bytes(mav_tensor_dtype(it->tensor));
   return MAV_OK;
+}
+
+static mav_err put_item(mav__writer *w, const item *it, const char *path, mav_diag *diag) {
+  if (it->data || !it->bytes) return mav__writer_put(w, it->data, it->bytes);
+  void *staged = mav__alloc(it->bytes);
+  if (!staged) return MAV_FAIL(diag, NOMEM, OP, "%s: out of memory", path);
+  mav_err err = mav_tensor_read(it->tensor, staged, it->bytes);
+  if (err && diag) *diag = *mav_runtime_diag(mav_tensor_runtime(it->tensor));
+  if (!err) err = mav__writer_put(w, staged, it->bytes);
+  mav__free(staged);
+  return err;
 }
 
 mav_err mav_safetensors_write(const char *path, int count, const char *const *names, mav_tensor *const *tensors, mav_diag *diag) {
@@ -141,7 +152,7 @@ mav_err mav_safetensors_write(const char *path, int count, const char *const *na
   if (make_header(&header, items, count)) MAV_GOTO(MAV_FAIL(diag, NOMEM, OP, "%s: out of memory", where));
   MAV_GOTO(mav__writer_begin(&w, path, OP, diag));
   MAV_GOTO(mav__writer_put(&w, header.p, header.used));
-  for (int i = 0; i < count; i++) MAV_GOTO(mav__writer_put(&w, items[i].data, items[i].bytes));
+  for (int i = 0; i < count; i++) MAV_GOTO(put_item(&w, &items[i], where, diag));
   err = mav__writer_commit(&w);
 done:
   mav__writer_abort(&w);

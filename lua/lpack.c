@@ -169,7 +169,8 @@ static mav_err make_tensor(mav_pack *p, int i, mav_runtime *rt, bool copied, mav
     return err;
   }
   *out = t;
-  if (!copied || !mav_pack_get(p, i)->data) return MAV_OK; /* what was compressed is a copy already */
+  void *data;
+  if (!copied || !mav_pack_get(p, i)->data || mav_tensor_data(t, &data)) return MAV_OK; /* compressed, or on a device: a copy already */
   err = copy(p, i, t, out, diag);
   mav_tensor_release(t);
   return err;
@@ -207,7 +208,8 @@ static int pack_tensor(lua_State *L) {
 }
 
 /*lua
----A copy of bytes [first_byte, first_byte + bytes) of a tensor; first_byte counts from 0.
+---A copy of bytes [first_byte, first_byte + bytes) of a tensor; first_byte counts from 0. The hash of every chunk that is met for the
+---first time is checked.
 ---@param name string
 ---@param first_byte integer
 ---@param bytes integer
@@ -237,9 +239,37 @@ static int pack_read(lua_State *L) {
   if (err) return lmav_result(L, err, mav_runtime_diag(rt), 1);
   lmav_set(u, t, rt);
   void *data;
-  if (mav_tensor_data(t, &data)) return lmav_raise(L, mav_runtime_diag(rt));
+  const bool staged = mav_tensor_data(t, &data) != MAV_OK; /* a device's: by way of the host */
+  if (staged) data = lua_newuserdatauv(L, (size_t)bytes + 1, 0);
   LMAV_TRY_TWICE(L, err, mav_pack_read(p, i, (size_t)first, (size_t)bytes, data, mav_runtime_threads(rt), &diag));
+  if (staged && !err && mav_tensor_write(t, data, (size_t)bytes)) return lmav_raise(L, mav_runtime_diag(rt));
+  if (staged) lua_pop(L, 1);
   if (!err) lmav_charge(L, rt, bytes);
+  return lmav_result(L, err, &diag, 1);
+}
+
+/*lua
+---Checks the hashes of the chunks that hold bytes [first_byte, first_byte + bytes) of a tensor, or its bytes to the end; each chunk
+---once. A mapped tensor shows what the file holds, unchecked.
+---@param name string
+---@param first_byte? integer counts from 0
+---@param bytes? integer
+---@return true? ok
+---@return mav.Error? err
+function Pack:check(name, first_byte, bytes) end
+*/
+static int pack_check(lua_State *L) {
+  mav_pack *p = check_pack(L);
+  mav_diag diag;
+  int i = find(L, p, "pack_check", &diag);
+  lua_Integer first = luaL_optinteger(L, 3, 0);
+  if (i < 0) return lmav_result(L, diag.code, &diag, 1);
+  lua_Integer all = (lua_Integer)mav_pack_get(p, i)->bytes;
+  luaL_argcheck(L, first >= 0 && first <= all, 3, "outside the tensor");
+  lua_Integer bytes = luaL_optinteger(L, 4, all - first);
+  luaL_argcheck(L, bytes >= 0 && bytes <= all - first, 4, "more than the tensor has");
+  mav_err err = mav_pack_check(p, i, (size_t)first, (size_t)bytes, 0, &diag);
+  lua_pushboolean(L, 1);
   return lmav_result(L, err, &diag, 1);
 }
 
@@ -476,7 +506,10 @@ static int writer_put(lua_State *L) {
   lua_Integer bytes = luaL_optinteger(L, 5, all - first);
   luaL_argcheck(L, bytes >= 0 && bytes <= all - first, 5, "more than the tensor has");
   void *data;
-  if (mav_tensor_data(t, &data)) return lmav_raise(L, mav_runtime_diag(mav_tensor_runtime(t)));
+  if (mav_tensor_data(t, &data)) { /* a device's: by way of the host */
+    data = lua_newuserdatauv(L, (size_t)all + 1, 0);
+    if (mav_tensor_read(t, data, (size_t)all)) return lmav_raise(L, mav_runtime_diag(mav_tensor_runtime(t)));
+  }
   mav_diag diag;
   mav_err err = mav_pack_writer_put(w, (int)index - 1, (const char *)data + first, (size_t)bytes, &diag);
   lua_pushboolean(L, 1);
@@ -515,8 +548,8 @@ static int writer_tostring(lua_State *L) {
 }
 
 void lmav_open_pack(lua_State *L) {
-  static const luaL_Reg methods[] = {{"names", pack_names}, {"has", pack_has},       {"info", pack_info}, {"tensor", pack_tensor},
-                                     {"read", pack_read},   {"verify", pack_verify}, {NULL, NULL}};
+  static const luaL_Reg methods[] = {{"names", pack_names}, {"has", pack_has},     {"info", pack_info},     {"tensor", pack_tensor},
+                                     {"read", pack_read},   {"check", pack_check}, {"verify", pack_verify}, {NULL, NULL}};
   static const luaL_Reg meta[] = {{"__len", pack_len}, {"__tostring", pack_tostring}, {NULL, NULL}};
   static const luaL_Reg writer_methods[] = {{"next", writer_next}, {"put", writer_put}, {"finish", writer_finish}, {NULL, NULL}};
   static const luaL_Reg writer_meta[] = {{"__tostring", writer_tostring}, {NULL, NULL}};

@@ -6,17 +6,18 @@
 /*lua
 ---One device, its memory and its error state. Every object made from it keeps it alive.
 ---@class mav.Runtime
----@field device string "ref" or "cpu"
----@field isa string "c", "avx2", "avx512"
+---@field device string "ref", "cpu" or "cuda"
+---@field isa string "c", "avx2", "avx512", "sm_90", ...
 ---@field threads integer
 local Runtime = {}
 */
 
-static const char *const runtime_keys[] = {"device", "threads", "isa", NULL};
+static const char *const runtime_keys[] = {"device", "threads", "isa", "library", "off", NULL};
 
 /*lua
----A new runtime.
----@param options? {device?: "auto"|"ref"|"cpu", threads?: integer, isa?: "avx2"|"avx512"}
+---A new runtime. "auto", the default: cuda where it works, else cpu. library: path of the cuda backend (MAV_CUDA_LIBRARY, else beside
+---this program). off: what cuda should not use, of "pdl,graphs,prefetch,spatial,tensor" (MAV_CUDA_OFF).
+---@param options? {device?: "auto"|"cuda"|"cpu"|"ref", threads?: integer, isa?: "avx2"|"avx512", library?: string, off?: string}
 ---@return mav.Runtime? runtime
 ---@return mav.Error? err
 function mav.runtime(options) end
@@ -28,6 +29,8 @@ static int runtime_new(lua_State *L) {
   o.threads = (int)lmav_opt_integer(L, arg, "threads", 0, 4096, 0);
   o.device = lmav_opt_string(L, arg, "device");
   o.isa = lmav_opt_string(L, arg, "isa");
+  o.library = lmav_opt_string(L, arg, "library");
+  o.off = lmav_opt_string(L, arg, "off");
   lmav_object *u = lmav_new(L, LMAV_RUNTIME);
   mav_runtime *rt = NULL;
   mav_diag diag;
@@ -110,7 +113,7 @@ static int runtime_memory(lua_State *L) {
 }
 
 /*lua
----Bytes read from memory per second in GB/s: every thread sums a buffer, best of `repeats`.
+---Bytes read from the device's memory per second in GB/s: all of it sums a buffer, best of `repeats`.
 ---@param options? {bytes?: integer, repeats?: integer}
 ---@return number? gb_per_s
 ---@return mav.Error? err

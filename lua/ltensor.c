@@ -18,6 +18,7 @@
 ---@field scale mav.Tensor? of a quantized weight: value = code * scale
 ---@field is_contiguous boolean
 ---@field is_planned boolean it belongs to a graph's plan and cannot be read
+---@field is_shuffled boolean it can only be a weight of ops: see shuffle
 ---@operator add(mav.Tensor|number): mav.Tensor
 ---@operator sub(mav.Tensor|number): mav.Tensor
 ---@operator mul(mav.Tensor|number): mav.Tensor
@@ -66,7 +67,7 @@ static mav_tensor *push_new(lua_State *L, mav_runtime *rt, mav_dtype dtype, int 
 
 typedef struct filler {
   mav_tensor *t;
-  void *data; /* NULL: the device is asked for every element */
+  void *data; /* NULL: elements are set one by one */
   mav_runtime *rt;
   mav_dtype dtype;
   int64_t next, count;
@@ -89,17 +90,14 @@ static void fill_one(lua_State *L, filler *f) {
     if (!exact || i < low || i > high)
       luaL_error(L, "element %I: %s does not fit into %s", (LUAI_UACINT)(f->next + 1), luaL_tolstring(L, -1, NULL),
                  mav_dtype_name(f->dtype));
-    if (f->data) {
-      if (f->dtype == MAV_DTYPE_I32) ((int32_t *)f->data)[f->next] = (int32_t)i;
-      if (f->dtype == MAV_DTYPE_I64) ((int64_t *)f->data)[f->next] = i;
-      if (f->dtype == MAV_DTYPE_U8) ((uint8_t *)f->data)[f->next] = (uint8_t)i;
-      f->next++;
+    if (f->data && f->dtype == MAV_DTYPE_I64) { /* a double would round it */
+      ((int64_t *)f->data)[f->next++] = i;
       return;
     }
   }
   lua_Number value = lua_tonumber(L, -1);
-  if (f->data && f->dtype == MAV_DTYPE_F32) {
-    ((float *)f->data)[f->next] = (float)value;
+  if (f->data) {
+    mav_dtype_put(f->dtype, f->data, f->next, value);
   } else {
     mav_err err = mav_tensor_set(f->t, f->next, value);
     if (err) lmav_raise(L, mav_runtime_diag(f->rt));
@@ -213,7 +211,12 @@ static int tensor_new(lua_State *L) {
   if (!shaped) dims = infer_shape(L, 1, shape);
   mav_tensor *t = push_new(L, rt, dtype, dims, shape);
   filler f = {.t = t, .rt = rt, .dtype = dtype, .count = mav_tensor_count(t), .shape = shape, .dims = dims};
-  if (mav_tensor_data(t, &f.data)) f.data = NULL;
+  void *staged = NULL;
+  const size_t bytes = (size_t)f.count * mav_dtype_bytes(dtype);
+  if (mav_tensor_data(t, &f.data)) { /* a device's: filled here, then written */
+    f.data = staged = lua_newuserdatauv(L, bytes + 1, 0);
+    lua_insert(L, -2); /* below the tensor */
+  }
   lua_pushvalue(L, 1);
   if (type == LUA_TNUMBER) {
     while (f.next < f.count) fill_one(L, &f);
@@ -225,6 +228,7 @@ static int tensor_new(lua_State *L) {
     fill_level(L, &f, 0);
   }
   lua_pop(L, 1);
+  if (staged && mav_tensor_write(t, staged, bytes)) return lmav_raise(L, mav_runtime_diag(rt));
   return 1;
 }
 
@@ -327,23 +331,13 @@ typedef struct reader {
 
 static void push_element(lua_State *L, reader *r) {
   int64_t i = r->next++;
+  if (r->data && r->dtype == MAV_DTYPE_I64) { /* a double would round it */
+    lua_pushinteger(L, ((const int64_t *)r->data)[i]);
+    return;
+  }
   if (r->data) {
-    switch (r->dtype) {
-      case MAV_DTYPE_F32:
-        lua_pushnumber(L, ((const float *)r->data)[i]);
-        return;
-      case MAV_DTYPE_I32:
-        lua_pushinteger(L, ((const int32_t *)r->data)[i]);
-        return;
-      case MAV_DTYPE_I64:
-        lua_pushinteger(L, ((const int64_t *)r->data)[i]);
-        return;
-      case MAV_DTYPE_U8:
-        lua_pushinteger(L, ((const uint8_t *)r->data)[i]);
-        return;
-      default:
-        break;
-    }
+    push_value(L, r->dtype, mav_dtype_value(r->dtype, r->data, i));
+    return;
   }
   double value;
   if (mav_tensor_get(r->t, i, &value)) lmav_raise(L, mav_runtime_diag(r->rt));
@@ -373,7 +367,14 @@ static int tensor_totable(lua_State *L) {
   lmav_object *u = check(L, 1);
   reader r = {.t = u->p, .rt = u->rt, .dtype = mav_tensor_dtype(u->p)};
   void *data = NULL;
-  if (!mav_tensor_is_planned(u->p) && mav_tensor_is_contiguous(u->p) && !mav_tensor_data(u->p, &data)) r.data = data;
+  if (!mav_tensor_is_planned(u->p) && mav_tensor_is_contiguous(u->p)) {
+    if (mav_tensor_data(u->p, &data)) { /* a device's */
+      const size_t bytes = (size_t)mav_tensor_count(u->p) * mav_dtype_bytes(r.dtype);
+      data = lua_newuserdatauv(L, bytes + 1, 0);
+      if (mav_tensor_read(u->p, data, bytes)) return lmav_raise(L, mav_runtime_diag(u->rt));
+    }
+    r.data = data;
+  }
   push_level(L, &r, 0);
   return 1;
 }
@@ -594,6 +595,29 @@ static int tensor_set_scale(lua_State *L) {
 }
 
 /*lua
+---A weight as the device's products read it fastest, with its scale: on cuda a new tensor for f8, where the sizes allow it; itself
+---everywhere else. Such a tensor can be a weight of ops, and be cut by experts or into blocks of 16 rows; nothing else.
+---@return mav.Tensor
+function Tensor:shuffle() end
+*/
+static int tensor_shuffle(lua_State *L) {
+  lmav_object *u = check(L, 1);
+  lua_settop(L, 1);
+  lmav_object *v = lmav_new(L, LMAV_TENSOR);
+  mav_tensor *t = NULL;
+  mav_err err;
+  LMAV_TRY_TWICE(L, err, mav_tensor_shuffle(&t, u->p));
+  if (!err && t == u->p) {
+    mav_tensor_release(t);
+    lua_settop(L, 1);
+    return 1;
+  }
+  finish(L, v, err, u->rt, t);
+  lmav_charge(L, u->rt, mav_tensor_count(t) * (int64_t)mav_dtype_bytes(mav_tensor_dtype(t)));
+  return 1;
+}
+
+/*lua
 ---Prints its values: `mav.show(t, options)`.
 ---@param options? table
 function Tensor:print(options) end
@@ -630,6 +654,8 @@ static int tensor_index(lua_State *L) {
     lua_pushboolean(L, mav_tensor_is_contiguous(t));
   } else if (!strcmp(key, "is_planned")) {
     lua_pushboolean(L, mav_tensor_is_planned(t));
+  } else if (!strcmp(key, "is_shuffled")) {
+    lua_pushboolean(L, mav_tensor_is_shuffled(t));
   } else {
     lua_pushnil(L);
   }
@@ -682,6 +708,7 @@ void lmav_open_tensor(lua_State *L) {
                                      {"copy_from", tensor_copy_from},
                                      {"quantize", tensor_quantize},
                                      {"set_scale", tensor_set_scale},
+                                     {"shuffle", tensor_shuffle},
                                      {"print", tensor_print},
                                      {NULL, NULL}};
   static const luaL_Reg meta[] = {{"__len", tensor_len}, {"__tostring", tensor_tostring}, {"__unm", tensor_unm}, {NULL, NULL}};

@@ -251,7 +251,8 @@ local function load(path, ranks, c, options)
   local done, total = 0, 0
   for _, entry in ipairs(list) do total = total + entry.info.bytes end
   for _, entry in ipairs(list) do
-    entry.target[entry.key] = load_entry(entry, pack, options, asked)
+    local t = load_entry(entry, pack, options, asked)
+    entry.target[entry.key] = entry.linear and t:shuffle() or t
     done = done + entry.info.bytes
     if options.progress then options.progress(done, total, entry.name) end
   end

@@ -469,7 +469,8 @@ function weights.fill(plan, files, dir, options, is_skipped)
   local entries, bytes = weights.check(plan, files, dir, options.quant, is_skipped)
   local done = 0
   for _, entry in ipairs(entries) do
-    entry.target[entry.key] = load_entry(entry, files, dir, options, asked)
+    local t = load_entry(entry, files, dir, options, asked)
+    entry.target[entry.key] = entry.linear and t:shuffle() or t
     done = done + WIDTH[entry.parts[1].dtype] * weights.elements(entry.shape)
     if options.progress then options.progress(done, bytes, entry.parts[1].name) end
   end
