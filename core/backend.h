@@ -47,8 +47,9 @@ typedef struct mav__backend {
   mav_err (*settle)(mav_runtime *rt);
 
   /* An executable graph: the nodes, then the mail. launch returns at once with a number above 0 that wait and poll take; they
-   * answer for every launch up to it. free waits for the device. */
+   * answer for every launch up to it. free waits for the device. kernels: how many of them the nodes are. */
   mav_err (*graph_new)(mav_runtime *rt, const mav__node *nodes, int64_t count, const mav__mail *mail, int64_t mails, void **out);
+  int64_t (*graph_kernels)(void *graph);
   void (*graph_free)(mav_runtime *rt, void *graph);
   mav_err (*graph_launch)(mav_runtime *rt, void *graph, uint64_t *ticket);
   mav_err (*wait)(mav_runtime *rt, uint64_t ticket);

@@ -95,6 +95,7 @@ static int launch(mavk_cuda *k, const mavk_cuda_launch *l) {
                                      .numAttrs = k->off & MAVK_CUDA_OFF_PDL ? 0 : 1};
   void *arguments[] = {(void *)(uintptr_t)l->argument};
   c->noted = CUDA(c->rt, c->op, cudaLaunchKernelExC(&config, l->kernel, arguments));
+  c->kernels++;
   return c->noted ? -1 : 0;
 }
 
@@ -287,6 +288,7 @@ static const mav__backend backend = {
     .fill = mav__cuda_fill,
     .settle = mav__cuda_settle,
     .graph_new = mav__cuda_graph_new,
+    .graph_kernels = mav__cuda_graph_kernels,
     .graph_free = mav__cuda_graph_free,
     .graph_launch = mav__cuda_graph_launch,
     .wait = mav__cuda_wait,

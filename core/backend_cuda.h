@@ -35,6 +35,7 @@ typedef struct cuda {
   const char *op; /* that runs, for messages */
   mav_err noted;  /* what launch and fail of k left in the diagnostic */
   int64_t bytes;  /* taken from the device */
+  int64_t kernels; /* launched or captured so far */
 
   stage stage[STAGES];
   int at;        /* the stage in use */
@@ -98,6 +99,7 @@ mav_err mav__cuda_settle(mav_runtime *rt);
 
 /* ---- backend_cuda_graph.c ---- */
 mav_err mav__cuda_graph_new(mav_runtime *rt, const mav__node *nodes, int64_t count, const mav__mail *mail, int64_t mails, void **out);
+int64_t mav__cuda_graph_kernels(void *graph);
 void mav__cuda_graph_free(mav_runtime *rt, void *graph);
 mav_err mav__cuda_graph_launch(mav_runtime *rt, void *graph, uint64_t *ticket);
 mav_err mav__cuda_wait(mav_runtime *rt, uint64_t ticket);

@@ -20,14 +20,17 @@ typedef struct graph {
   cudaGraphExec_t exec; /* NULL: graphs are switched off, and the nodes run one by one */
   const mav__node *nodes;
   int64_t count;
+  int64_t kernels; /* of the nodes; known when they were captured, or launched once */
   int64_t letters;
   mavk_letter letter[];
 } graph;
 
 /* Everything of a launch, onto the stream. */
-static mav_err enqueue(mav_runtime *rt, const graph *g) {
+static mav_err enqueue(mav_runtime *rt, graph *g) {
   cuda *c = mav__cuda(rt);
+  const int64_t before = c->kernels;
   MAV_TRY(mav__cuda_run(rt, g->nodes, g->count));
+  g->kernels = c->kernels - before;
   c->op = "graph_launch";
   for (int64_t i = 0; i < g->letters || i == 0; i += MAVK_LETTERS) {
     const int64_t n = g->letters - i < MAVK_LETTERS ? g->letters - i : MAVK_LETTERS;
@@ -66,6 +69,11 @@ mav_err mav__cuda_graph_new(mav_runtime *rt, const mav__node *nodes, int64_t cou
   if (err) mav__cuda_graph_free(rt, g);
   else *out = g;
   return err;
+}
+
+int64_t mav__cuda_graph_kernels(void *graph_) {
+  const graph *g = graph_;
+  return g->kernels;
 }
 
 void mav__cuda_graph_free(mav_runtime *rt, void *graph_) {

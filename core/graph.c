@@ -239,7 +239,7 @@ mav_err mav_graph_end(mav_graph *g) {
   MAV_TRY(mav__plan_offsets(g, &total));
   MAV_TRY(mav__arena_reserve(rt, total));
   g->stats.planned_bytes = (int64_t)total;
-  g->stats.ops = g->nodes.count;
+  g->stats.ops = g->stats.kernels = g->nodes.count;
   for (int64_t i = 0; i < g->plans.count; i++) {
     mav__plan *p = &g->plans.at[i];
     if (!p->keep) {
@@ -358,7 +358,10 @@ bool mav_graph_poll(mav_graph *g) {
   return true;
 }
 
-void mav_graph_get_stats(const mav_graph *g, mav_graph_stats *out) { *out = g->stats; }
+void mav_graph_get_stats(const mav_graph *g, mav_graph_stats *out) {
+  *out = g->stats;
+  if (g->exec) out->kernels = g->rt->backend->graph_kernels(g->exec);
+}
 
 mav_err mav_graph_profile(mav_graph *g, int *op, int64_t *ns) {
   mav_runtime *rt = g->rt;

@@ -182,16 +182,19 @@ static int graph_poll(lua_State *L) {
 }
 
 /*lua
----planned_bytes: memory with reuse; unplanned_bytes: without; last_us: of the last launch.
----@return {ops: integer, launches: integer, planned_bytes: integer, unplanned_bytes: integer, last_us: number}
+---kernels: that a launch starts on a device, elsewhere one for every op; planned_bytes: memory with reuse; unplanned_bytes: without;
+---last_us: of the last launch.
+---@return {ops: integer, kernels: integer, launches: integer, planned_bytes: integer, unplanned_bytes: integer, last_us: number}
 function Graph:stats() end
 */
 static int graph_stats(lua_State *L) {
   mav_graph_stats s;
   mav_graph_get_stats(lmav_check(L, 1, LMAV_GRAPH)->p, &s);
-  lua_createtable(L, 0, 5);
+  lua_createtable(L, 0, 6);
   lua_pushinteger(L, s.ops);
   lua_setfield(L, -2, "ops");
+  lua_pushinteger(L, s.kernels);
+  lua_setfield(L, -2, "kernels");
   lua_pushinteger(L, s.launches);
   lua_setfield(L, -2, "launches");
   lua_pushinteger(L, s.planned_bytes);

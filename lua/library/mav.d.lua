@@ -41,13 +41,14 @@ mav.errors = {}
 
 ---One device, its memory and its error state. Every object made from it keeps it alive.
 ---@class mav.Runtime
----@field device string "ref" or "cpu"
----@field isa string "c", "avx2", "avx512"
+---@field device string "ref", "cpu" or "cuda"
+---@field isa string "c", "avx2", "avx512", "sm_90", ...
 ---@field threads integer
 local Runtime = {}
 
----A new runtime.
----@param options? {device?: "auto"|"ref"|"cpu", threads?: integer, isa?: "avx2"|"avx512"}
+---A new runtime. "auto", the default: cuda where it works, else cpu. library: path of the cuda backend (MAV_CUDA_LIBRARY, else beside
+---this program). off: what cuda should not use, of "pdl,graphs,prefetch,spatial,tensor" (MAV_CUDA_OFF).
+---@param options? {device?: "auto"|"cuda"|"cpu"|"ref", threads?: integer, isa?: "avx2"|"avx512", library?: string, off?: string}
 ---@return mav.Runtime? runtime
 ---@return mav.Error? err
 function mav.runtime(options) end
@@ -63,7 +64,7 @@ function mav.default_runtime(runtime) end
 ---@return {host_bytes_live: integer, host_allocs: integer, device_bytes_live: integer, device_bytes_max: integer, arena_bytes: integer}
 function Runtime:memory() end
 
----Bytes read from memory per second in GB/s: every thread sums a buffer, best of `repeats`.
+---Bytes read from the device's memory per second in GB/s: all of it sums a buffer, best of `repeats`.
 ---@param options? {bytes?: integer, repeats?: integer}
 ---@return number? gb_per_s
 ---@return mav.Error? err
@@ -82,6 +83,7 @@ function Runtime:close() end
 ---@field scale mav.Tensor? of a quantized weight: value = code * scale
 ---@field is_contiguous boolean
 ---@field is_planned boolean it belongs to a graph's plan and cannot be read
+---@field is_shuffled boolean it can only be a weight of ops: see shuffle
 ---@operator add(mav.Tensor|number): mav.Tensor
 ---@operator sub(mav.Tensor|number): mav.Tensor
 ---@operator mul(mav.Tensor|number): mav.Tensor
@@ -176,6 +178,11 @@ function Tensor:quantize() end
 ---@return mav.Tensor self
 function Tensor:set_scale(scale, options) end
 
+---A weight as the device's products read it fastest, with its scale: on cuda a new tensor for f8, where the sizes allow it; itself
+---everywhere else. Such a tensor can be a weight of ops, and be cut by experts or into blocks of 16 rows; nothing else.
+---@return mav.Tensor
+function Tensor:shuffle() end
+
 ---Prints its values: `mav.show(t, options)`.
 ---@param options? table
 function Tensor:print(options) end
@@ -241,8 +248,9 @@ function Graph:wait() end
 ---@return boolean done
 function Graph:poll() end
 
----planned_bytes: memory with reuse; unplanned_bytes: without; last_us: of the last launch.
----@return {ops: integer, launches: integer, planned_bytes: integer, unplanned_bytes: integer, last_us: number}
+---kernels: that a launch starts on a device, elsewhere one for every op; planned_bytes: memory with reuse; unplanned_bytes: without;
+---last_us: of the last launch.
+---@return {ops: integer, kernels: integer, launches: integer, planned_bytes: integer, unplanned_bytes: integer, last_us: number}
 function Graph:stats() end
 
 ---Runs the graph once and times every op.
@@ -492,7 +500,8 @@ function Pack:info(name) end
 ---@return mav.Error? err
 function Pack:tensor(name, options) end
 
----A copy of bytes [first_byte, first_byte + bytes) of a tensor; first_byte counts from 0.
+---A copy of bytes [first_byte, first_byte + bytes) of a tensor; first_byte counts from 0. The hash of every chunk that is met for the
+---first time is checked.
 ---@param name string
 ---@param first_byte integer
 ---@param bytes integer
@@ -500,6 +509,15 @@ function Pack:tensor(name, options) end
 ---@return mav.Tensor? t u8
 ---@return mav.Error? err
 function Pack:read(name, first_byte, bytes, options) end
+
+---Checks the hashes of the chunks that hold bytes [first_byte, first_byte + bytes) of a tensor, or its bytes to the end; each chunk
+---once. A mapped tensor shows what the file holds, unchecked.
+---@param name string
+---@param first_byte? integer counts from 0
+---@param bytes? integer
+---@return true? ok
+---@return mav.Error? err
+function Pack:check(name, first_byte, bytes) end
 
 ---Reads every byte of a tensor in the file and checks it against the hashes. threads: absent, one per processor.
 ---@param name string

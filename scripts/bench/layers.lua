@@ -92,18 +92,11 @@ local function measure(model, kv, seq, n, options)
   local graph, ends, L = capture(), capture {}, model.config.layers
   local us, us_ends = time(graph, options.seconds), time(ends, options.seconds / 4)
   local stats, stats_ends = graph:stats(), ends:stats()
-  local counts = stats.kernels and "kernels" or "ops"
   local experts = count_experts(model, kv, rows, options)
   local bytes = model:step_bytes(n, options.context + n, kv.dtype, experts)
   return { rows = n, us_per_step = us, us_per_layer = (us - us_ends) / L, us_ends = us_ends, experts_per_layer = experts,
-    counts = counts, kernels = stats[counts], kernels_per_layer = (stats[counts] - stats_ends[counts]) / L,
+    kernels = stats.kernels, kernels_per_layer = (stats.kernels - stats_ends.kernels) / L,
     bytes_per_step = bytes, gb_per_s = bytes / us / 1e3, share = bytes / us / 1e3 / options.bandwidth, profile = profile(graph) }
-end
-
---- The layout in which the device reads f8 weights fastest; nil where there is only one.
-local function shuffler(rt)
-  if rt.device ~= "cuda" or not mav.shuffle then return nil end
-  return mav.shuffle
 end
 
 --- Everything that was measured, as one table. args: the options of the command.
@@ -114,7 +107,7 @@ function layers.measure(args, runtime)
   local dtype = ({ fp8 = "f8" })[args.dtype or "fp8"] or args.dtype
   local started = mav.now()
   local model = random_model.new(c, { name = args.shape, runtime = rt, dtype = dtype, activations = args.rounding,
-    shuffle = not args.no_shuffle and shuffler(rt) or nil })
+    by_rows = args.no_shuffle })
   local context = args.context
   local most = args.rows[1]
   for _, n in ipairs(args.rows) do most = math.max(most, n) end
@@ -125,7 +118,7 @@ function layers.measure(args, runtime)
   local ready = mav.now() - started
   local result = { shape = args.shape, tp = args.tp, layers = c.layers, experts = c.experts, vocab = c.vocab, context = context,
     dtype = args.dtype or "fp8", activations = dtype == "f8" and args.rounding or "none", kv = kv.dtype, fused = not args.unfused,
-    shuffled = not args.no_shuffle and shuffler(rt) ~= nil, off = os.getenv "MAV_CUDA_OFF", device = rt.device, isa = rt.isa,
+    shuffled = model.weights.layers[1].qkv.is_shuffled, off = os.getenv "MAV_CUDA_OFF", device = rt.device, isa = rt.isa,
     device_bytes = rt:memory().device_bytes_live, bandwidth_gb_per_s = bandwidth, ready_s = ready, steps = {} }
   for _, n in ipairs(args.rows) do
     result.steps[#result.steps + 1] = measure(model, kv, seq, n,
@@ -149,8 +142,7 @@ function layers.print(r, with_profile)
     r.experts, r.dtype, r.activations, r.kv, r.context))
   print(("%s %s, %.1f GB in use, memory %.1f GB/s%s%s%s"):format(r.device, r.isa, r.device_bytes / 1e9, r.bandwidth_gb_per_s,
     r.fused and "" or ", unfused", r.shuffled and ", shuffled" or "", r.off and ", without " .. r.off or ""))
-  local counts = r.steps[1].counts
-  print(("%5s %10s %10s %9s %14s %14s %12s %9s %7s"):format("rows", "us a step", "us a layer", "us ends", counts .. " a layer",
+  print(("%5s %10s %10s %9s %14s %14s %12s %9s %7s"):format("rows", "us a step", "us a layer", "us ends", "kernels a layer",
     "experts a layer", "MB a step", "GB/s", "share"))
   for _, s in ipairs(r.steps) do
     print(("%5d %10.1f %10.2f %9.1f %14.2f %14.2f %12.2f %9.2f %6.1f%%"):format(s.rows, s.us_per_step, s.us_per_layer, s.us_ends,

@@ -54,16 +54,24 @@ end
 
 function Filler:ones(n) return mav.tensor(1, { dtype = "bf16", shape = { n }, runtime = self.rt }) end
 
+--- In the order in which the device reads it fastest. The memory of the other is free at once: together they might not fit.
+local function shuffled(t)
+  local new = t:shuffle()
+  if new == t then return t end
+  local _ <close> = t
+  return new
+end
+
 --- A weight (N, D) or (E, N, D) of the linear layers.
 function Filler:linear(...)
   local shape = { ... }
-  local t = self:random(self.dtype, shape)
-  if self.dtype ~= "f8" then return t end
+  if self.dtype ~= "f8" then return self:random(self.dtype, shape) end
+  local t = self:random("f8", shape)
   local rows = { table.unpack(shape, 1, #shape - 1) }
   local scale = mav.tensor(1 / (RMS * math.sqrt(shape[#shape])), { dtype = "f32", shape = rows, runtime = self.rt })
   local act = self.activations
   t:set_scale(scale, { act = act, in_scale = act == "static" and 4 / 448 or nil })
-  return self.shuffle and self.shuffle(t) or t
+  return self.by_rows and t or shuffled(t)
 end
 
 local function fill_layer(f, c, L, is_moe)
@@ -86,12 +94,12 @@ local function largest(c)
   return most
 end
 
---- options: name; runtime; dtype ("f8", "bf16", "f32") of the linear layers; activations ("none", "static", "dynamic"), of f8; shuffle:
---- function(tensor) that gives the layout in which the device reads a weight fastest, or nil.
+--- options: name; runtime; dtype ("f8", "bf16", "f32") of the linear layers; activations ("none", "static", "dynamic"), of f8; by_rows:
+--- true: not in the order in which a device reads weights fastest.
 ---@return table model   as of maverick.load
 function random_model.new(c, options)
   local rt = options.runtime
-  local f = setmetatable({ rt = rt, dtype = options.dtype, activations = options.activations, shuffle = options.shuffle, blocks = {},
+  local f = setmetatable({ rt = rt, dtype = options.dtype, activations = options.activations, by_rows = options.by_rows, blocks = {},
     size = math.min(BLOCK, 2 * largest(c)) }, Filler)
   local W = { layers = {}, norm = f:ones(c.hidden), embed = f:random("bf16", { c.vocab, c.hidden }),
     head = f:random("bf16", { c.vocab, c.hidden }) }
