@@ -217,6 +217,8 @@ mav_err mav_pack_open(mav_pack **out, const char *path, mav_diag *diag) {
   MAV_GOTO(read_head(&r, &h));
   p->info = (mav_pack_info){.path = p->path, .chunks = h.chunks, .file_bytes = h.file_bytes};
   p->chunk = (const unsigned char *)p->file.data + MAV__PACK_HEAD + h.json_bytes;
+  p->checked = mav__alloc(h.chunks + 1);
+  if (!p->checked) MAV_GOTO(MAV_FAIL(diag, NOMEM, OP, "%s: out of memory", r.path));
   r.end = h.data_start;
   MAV_GOTO(mav__json_parse(&root, p->file.data + MAV__PACK_HEAD, (size_t)h.json_bytes, MAV__PACK_DEPTH_MAX, OP, path, diag));
   MAV_GOTO(read_json(&r, root));
@@ -237,6 +239,7 @@ void mav_pack_release(mav_pack *p) {
   if (!p || --p->refs) return;
   mav__table_deinit(&p->table);
   mav__file_unmap(&p->file);
+  mav__free((void *)p->checked);
   mav__free(p->name);
   mav__free(p->entry);
   mav__free(p->arena);

@@ -49,7 +49,8 @@ struct mav_pack {
   mav__span *name;           /* (count) keys of the table */
   mav__table table;
   int count;
-  const unsigned char *chunk; /* (chunks) rows, mapped */
+  const unsigned char *chunk;     /* (chunks) rows, mapped */
+  _Atomic unsigned char *checked; /* (chunks) its hash was looked at, and right */
 };
 
 static inline uint64_t mav__pack_align(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }

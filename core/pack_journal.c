@@ -161,9 +161,10 @@ mav_err mav__pack_resume(mav_pack_writer *w, const mav_pack_plan *plan, mav_diag
   make_beginning(w, own);
   if (!read_at(w->journal_fd, record, RECORD, 0) || memcmp(record, own, 8) != 0 ||
       mav__pack_get(record + 56, 8) != mav__pack_hash(record, 56))
-    return MAV_FAIL(diag, IO, OP, "%s: left by an earlier writer, but its journal is no more; remove it, or start afresh", part);
+    return MAV_FAIL(diag, IO, OP, "%s: left by an earlier writer, but its journal is no more; give --fresh to start over, or remove it", part);
   if (memcmp(record, own, RECORD) != 0)
-    return MAV_FAIL(diag, IO, OP, "%s: left by a writer of another plan (tensors, meta or chunks differ); remove it, or start afresh",
+    return MAV_FAIL(diag, IO, OP,
+                    "%s: left by a writer of another plan (tensors, meta or chunks differ); give --fresh to start over, or remove it",
                     part);
   return take_up_all(w, plan, diag);
 }

@@ -173,13 +173,14 @@ static void change(const char *path, size_t at, unsigned char flip) {
 }
 
 /* The tensor whose chunk, or the gap behind it, has this byte. */
-static int owner(const mav_pack *p, uint64_t at, bool *lz4) {
+static int owner(const mav_pack *p, uint64_t at, bool *lz4, bool *gap) {
   for (int i = 0; i < p->count; i++)
     for (uint64_t c = p->entry[i].chunk; c < p->entry[i].chunk + p->entry[i].chunks; c++) {
       mav__pack_chunk chunk, next = {.offset = p->info.file_bytes};
       mav__pack_chunk_get(p->chunk + c * MAV__PACK_ROW, &chunk);
       if (c + 1 < p->info.chunks) mav__pack_chunk_get(p->chunk + (c + 1) * MAV__PACK_ROW, &next);
-      *lz4 = chunk.codec != MAV__PACK_RAW && at < chunk.offset + chunk.stored;
+      *gap = at >= chunk.offset + chunk.stored;
+      *lz4 = chunk.codec != MAV__PACK_RAW && !*gap;
       if (at >= chunk.offset && at < next.offset) return i;
     }
   return -1;
@@ -210,16 +211,18 @@ static void test_flipped_bits(void **state) {
   for (int n = 0; n < 10000; n++) {
     uint64_t at = head.data_start + sample_random(&seed) % (bytes - head.data_start);
     unsigned char flip = (unsigned char)(1 << sample_random(&seed) % 8);
-    bool lz4 = false;
+    bool lz4 = false, gap = false;
     mav_diag diag = {0};
-    int i = owner(good, at, &lz4);
+    int i = owner(good, at, &lz4, &gap);
     change(name, at, flip);
     p = open_pack(name);
     const mav_pack_entry *e = mav_pack_get(p, i);
     snprintf(quoted, sizeof quoted, "tensor \"%.5s", e->name);
     assert_int_equal(mav_pack_verify(p, i, 1, &diag), MAV_ERR_FORMAT);
     if (!strstr(diag.text, quoted) || !strstr(diag.text, "sample.mav")) fail_msg("byte %d: %s", (int)at, diag.text);
-    assert_int_equal(mav_pack_read(p, i, 0, e->bytes, out, 1, &diag), lz4 ? MAV_ERR_FORMAT : MAV_OK);
+    assert_int_equal(mav_pack_read(p, i, 0, e->bytes, out, 1, &diag), gap ? MAV_OK : MAV_ERR_FORMAT);
+    assert_int_equal(mav_pack_check(p, i, 0, e->bytes, 1, &diag), gap ? MAV_OK : MAV_ERR_FORMAT);
+    if (!gap && (!strstr(diag.text, quoted) || !strstr(diag.text, " is damaged"))) fail_msg("byte %d: %s", (int)at, diag.text);
     lz4_flips += lz4;
     raw_flips += !lz4;
     if (n % 100 == 0)

@@ -97,7 +97,7 @@ describe("a pack", function()
     assert.equal("NOTFOUND", err.code)
     write(path, { { "a", ramp(2000), { compress = true } }, { "b", ramp(10) } }, { chunk_bytes = 4096 })
     p = assert(mav.pack(path))
-    for _, try in ipairs { "tensor", "verify", "read" } do
+    for _, try in ipairs { "tensor", "verify", "check", "read" } do
       local v
       v, err = p[try](p, "c", try == "read" and 0 or nil, try == "read" and 0 or nil)
       assert.is_nil(v)
@@ -121,12 +121,32 @@ describe("a pack", function()
     assert.equal("FORMAT", err.code)
   end)
 
+  it("checks the hash of a raw chunk when it is first read, not when it is mapped", function()
+    write(path, { { "a", ramp(3000) } }, { chunk_bytes = 4096 }) -- chunks of 1024 numbers
+    local text = support.read(path)
+    local at = #text - 3000 * 4 + 8000 -- in the second
+    support.write(path, text:sub(1, at) .. string.char(text:byte(at + 1) ~ 1) .. text:sub(at + 2))
+    local p <close> = assert(mav.pack(path))
+    assert(p:tensor "a")
+    assert(p:read("a", 0, 4096))
+    assert(p:check("a", 8192))
+    for _, try in ipairs { { p.read, "a", 0, 4097 }, { p.read, "a", 5000, 1 }, { p.check, "a" }, { p.check, "a", 8191, 1 },
+      { p.tensor, "a", { copy = true } } } do
+      local v, err = try[1](p, table.unpack(try, 2))
+      assert.is_nil(v)
+      assert.equal("FORMAT", err.code)
+      assert.truthy(tostring(err):find('tensor "a": chunk 1 is damaged', 1, true), tostring(err))
+    end
+  end)
+
   it("checks its arguments", function()
     write(path, { { "a", ramp(10) } })
     local p = assert(mav.pack(path))
     raises("outside the tensor", p.read, p, "a", 41, 0)
     raises("outside the tensor", p.read, p, "a", -1, 0)
     raises("more than the tensor has", p.read, p, "a", 1, 40)
+    raises("outside the tensor", p.check, p, "a", 41)
+    raises("more than the tensor has", p.check, p, "a", 1, 40)
     raises("did you mean 'copy'", p.tensor, p, "a", { copi = true })
     raises("0 to 4096 threads", p.verify, p, "a", -1)
   end)

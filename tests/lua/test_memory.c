@@ -122,7 +122,7 @@ static const struct {
      "compress = true}, {name = 's', dtype = 'f32', shape = {2}}}})) local q = mav.zeros{2, 4000}:quantize() local i, at = w:next() "
      "if i == 1 then assert(w:put(1, q, at)) end if progress then assert(w:put(2, q.scale)) assert(w:finish()) end end "
      "local ok, err = pcall(function() go() go(function(done, total) local _ = done .. '/' .. total end) local p <close> = "
-     "assert(mav.pack(path)) local _ = p.meta, p:names(), p:info 'w', tostring(p), p:verify('w', 1) assert(p:tensor 'w') "
+     "assert(mav.pack(path)) local _ = p.meta, p:names(), p:info 'w', tostring(p), p:check 'w', p:verify('w', 1) assert(p:tensor 'w') "
      "assert(p:tensor('s', {copy = true})) assert(p:read('w', 10, 5000)) p:tensor 'nothing' end) "
      "for _, suffix in ipairs{'', '.part', '.journal'} do os.remove(path .. suffix) end assert(ok, err)"},
     {"gguf",
