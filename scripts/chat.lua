@@ -96,6 +96,7 @@ function Chat:command(line)
   elseif name == "stats" then
     io.stderr:write(tostring(self.session.stats), "\n")
   else
+    if name ~= "help" then io.stderr:write(("unknown command '/%s'\n"):format(name)) end
     io.stderr:write(HELP)
   end
   return true
@@ -119,7 +120,7 @@ local function run(arg)
   if not model.tokenizer then cli.fail("%s", tostring(model.tokenizer_error)) end
   local positions = model.config.positions
   if args.context and args.context > positions then cli.fail("--context %d: the model has %d positions", args.context, positions) end
-  local s <close> = model:session { strategy = cli.strategy(args, model, chain), kv_dtype = args.kv, context = args.context }
+  local s <close> = cli.session(args, model, { strategy = cli.strategy(args, model, chain), kv_dtype = args.kv, context = args.context })
   local chat = setmetatable({ model = model, session = s, system = args.system, max_tokens = args.max_tokens,
     template = require("mav.maverick").chat_template }, Chat)
   chat:reset()

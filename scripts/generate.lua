@@ -57,7 +57,8 @@ local function run(arg)
   local positions = model.config.positions
   if #ids > positions then cli.fail("the prompt has %d tokens; the model has %d positions", #ids, positions) end
   local strategy = cli.strategy(args, model, chain)
-  local s <close> = model:session { strategy = strategy, kv_dtype = args.kv, context = math.min(#ids + args.max_tokens + 1, positions) }
+  local s <close> = cli.session(args, model,
+    { strategy = strategy, kv_dtype = args.kv, context = math.min(#ids + args.max_tokens + 1, positions) })
   local out, texts, logprobs = {}, {}, {}
   local function on_token(id, entry)
     out[#out + 1] = id
@@ -70,7 +71,9 @@ local function run(arg)
     if not args.json then io.write(piece):flush() end
   end
   local checked
-  if args.check then checked = check.against_plain(s, { sample = strategy.sample, kv_dtype = args.kv, ignore_eos = args.ignore_eos }) end
+  if args.check then
+    checked = check.against_plain(s, { sample = strategy.sample, kv_dtype = args.kv, ignore_eos = args.ignore_eos, prompt = ids })
+  end
   if (s.stats.bytes_per_step or 0) >= require("mav.session.stats").SHARE_BYTES_MIN and not args.quiet then model:measure_bandwidth() end
   if args.json then
     local stats = {}

@@ -73,6 +73,7 @@ end
 --- One line for the user; the traceback only when it is asked for.
 local function describe(e)
   local text, trace = tostring(e), nil
+  if text:find("interrupted!", 1, true) then text = "interrupted" end
   if is_error(e) then trace = e.traceback end
   local at = text:find("\nstack traceback:", 1, true)
   if at then text, trace = text:sub(1, at - 1), text:sub(at + 1) end

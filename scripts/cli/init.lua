@@ -2,6 +2,7 @@
 ---
 --- A command fails by raising one line; the host prints it after `mav NAME: ` and exits with status 1.
 local argparse = require "argparse"
+local user_file = require "mav.session.file"
 local mav = require "mav"
 
 local cli = {}
@@ -13,7 +14,12 @@ function cli.fail(text, ...)
 end
 
 function cli.parser(name, description, example)
-  return argparse("mav " .. name):description(description):epilog("Example:\n" .. example:gsub("([^\n]+)", "  %1"))
+  local parser = argparse("mav " .. name):description(description):epilog("Example:\n" .. example:gsub("([^\n]+)", "  %1"))
+  local add = parser.option
+  function parser:option(option, text, ...) -- argparse shows a default beside the text, which may have said it
+    return add(self, option, text, ...):show_default(not (text and text:find("(default", 1, true)))
+  end
+  return parser
 end
 
 --- Options whose value may begin with a dash, as Lua's comments do.
@@ -224,21 +230,29 @@ end
 function cli.strategy_options(parser)
   parser:option("-s --strategy", "a Lua file that returns a strategy, or function(model) that does (examples/strategies)")
     :argname("FILE.lua")
-  parser:option("--draft", "who drafts: none, ngram[=N], suffix, self=N, model=DIR, eagle3=DIR; with commas: the first that has anything")
-    :argname("DRAFTER")
+  parser:option("--draft", "who drafts: none, ngram[=N], suffix, self=N, model=DIR, eagle3=DIR, FILE.lua; with commas: the first that "
+    .. "has anything"):argname("DRAFTER")
   parser:option("--k", "drafts a step; auto: what pays, from measured costs (default: 3)"):argname("N"):convert(depth)
   parser:option("--tree", "draft a tree: children of every node, level by level, as 3,2,1"):argname("WIDTHS"):convert(widths)
   parser:option("--accept", "keyed: the text of plain decoding (default); rejection: its distribution; typical: lossy"):argname("RULE")
     :convert(cli.choice("keyed", "greedy", "rejection", "typical"))
 end
 
-local function read_strategy(path, model)
-  local chunk, err = loadfile(path, "t")
-  if not chunk then cli.fail("%s", err) end
-  local strategy = chunk()
-  if type(strategy) == "function" then strategy = strategy(model) end
+--- Options that make the sampler of the command line.
+local SAMPLER = { "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "logit_bias", "seed", "logprobs" }
+
+local function is_given(value) return value ~= nil and not (type(value) == "table" and next(value) == nil) end
+
+local function read_strategy(args, model)
+  local path = args.strategy
+  local strategy = user_file.read(path, model)
   if type(strategy) ~= "table" then
-    cli.fail("%s returned a %s; a strategy table, or a function that makes one, is expected", path, type(strategy))
+    cli.fail("%s; a strategy table, or a function that makes one, is expected", user_file.described(path, strategy))
+  end
+  for _, name in ipairs(strategy.sample ~= nil and SAMPLER or {}) do
+    if is_given(args[name]) then
+      cli.fail("--%s has no meaning here: %s chooses the sampler (its strategy has sample)", name:gsub("_", "-"), path)
+    end
   end
   return strategy
 end
@@ -249,7 +263,7 @@ function cli.strategy(args, model, chain)
     for _, name in ipairs { "draft", "k", "tree", "accept" } do
       if args[name] then cli.fail("give --strategy or --%s, not both", name) end
     end
-    local strategy, copy = read_strategy(args.strategy, model), {}
+    local strategy, copy = read_strategy(args, model), {}
     for key, value in pairs(strategy) do copy[key] = value end
     if copy.sample == nil then copy.sample = chain end
     return copy
@@ -267,6 +281,20 @@ function cli.strategy(args, model, chain)
     cli.fail("--k %d: the tree has %d levels", args.k, #args.tree)
   end
   return strategy
+end
+
+--- A session with the strategy of the options. What is wrong with one of a file is said with the file's name.
+---@param args table
+---@param model table
+---@param options table   as for model:session
+function cli.session(args, model, options)
+  if not args.strategy then return model:session(options) end
+  local ok, made = xpcall(model.session, function(err)
+    if type(err) ~= "string" or err:find(args.strategy, 1, true) then return err end
+    return debug.traceback(args.strategy .. ": " .. err, 2)
+  end, model, options)
+  if not ok then error(made, 0) end
+  return made
 end
 
 return cli

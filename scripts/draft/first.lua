@@ -18,15 +18,17 @@ function Drafter:__tostring()
   return "first of " .. table.concat(names, ", ")
 end
 
---- A plain function(ids, length, k, out) -> n as a host drafter.
+--- A plain function(ids, length, k, out) -> n as a host drafter. name: nil: "function"
 ---@return table drafter
-function first.host(propose)
+function first.host(propose, name)
   local state = { propose = function(_, ids, length, k, out) return propose(ids, length, k, out) end }
-  return setmetatable({ name = "function", kind = "host", start = function() return state end },
-    { __tostring = function() return "function" end })
+  return setmetatable({ name = name or "function", kind = "host", start = function() return state end },
+    { __tostring = function(drafter) return drafter.name end })
 end
 
 local function resolve(entry, i)
+  local uncalled = require("mav.draft").uncalled(entry)
+  if uncalled then error(("draft.first: entry %d: %s"):format(i, uncalled), 4) end
   if type(entry) == "function" then return first.host(entry) end
   if HOSTS[entry] then return require("mav.draft." .. entry)() end
   if type(entry) == "table" and (entry.kind == "host" or entry.kind == "device") then return entry end

@@ -6,13 +6,17 @@
 ---     self=N               every N-th layer of the model drafts
 ---     model=DIR            a small model drafts
 ---     eagle3=DIR           an EAGLE-3 head drafts
+---     FILE.lua             that of a file, which returns a drafter, a strategy or function(model)
 ---     ngram,eagle3=DIR     the first that has something to say
 ---
 --- A drafter of your own is an object with the same methods (eagle3.lua, ngram.lua), or a function(ids, length, k, out) -> n that
 --- writes proposals into out[1..n].
+local file = require "mav.session.file"
+local first = require "mav.draft.first"
+
 local draft = {}
 
-draft.names = { "none", "ngram[=N]", "suffix", "self=N", "model=DIR", "eagle3=DIR" }
+draft.names = { "none", "ngram[=N]", "suffix", "self=N", "model=DIR", "eagle3=DIR", "FILE.lua" }
 
 local function integer(name, text)
   local n = math.tointeger(tonumber(text))
@@ -48,6 +52,31 @@ local function from_directory(name)
 end
 MAKERS.model, MAKERS.eagle3 = from_directory "model", from_directory "eagle3"
 
+--- What is wrong with a module of drafters in the place of a drafter, as a text; nil: it is none.
+function draft.uncalled(value)
+  for name, module in pairs(package.loaded) do
+    if module == value and type(name) == "string" and name:find "^mav%.draft%." then
+      local maker = type(value) == "table" and value.load and ".load(DIR, model)" or " { ... }"
+      return ("%s is a module, which makes drafters: call it, require(%q)%s"):format(name, name, maker)
+    end
+  end
+  return nil
+end
+
+--- A drafter of a user's file: the file returns one, or a strategy, whose drafter is taken, or function(model) that returns either.
+local function from_file(path, model)
+  local ok, value = pcall(file.read, path, model, function(f) return not draft.uncalled(f) end)
+  if not ok then return nil, value end
+  if type(value) == "table" and value.kind == nil and value.draft ~= nil then value = value.draft end
+  local uncalled = draft.uncalled(value)
+  if uncalled then return nil, path .. ": " .. uncalled end
+  if type(value) == "function" then return first.host(value, path:match "([^/]*)%.lua$") end
+  if type(value) == "table" and value.kind then return value end
+  local wrong = file.described(path, value)
+  if type(value) == "table" then wrong = wrong .. " with neither kind (a drafter's) nor draft (a strategy's)" end
+  return nil, wrong .. "; a drafter, a strategy that has one, or function(model) is expected"
+end
+
 --- The drafter that a text describes; nil without an error for "none".
 ---@param text string
 ---@param model table   whom it drafts for
@@ -61,6 +90,7 @@ function draft.parse(text, model, options)
     if word == "none" then return nil, "none stands alone: there is nothing to combine it with" end
     local name, value = word:match "^([^=]*)=(.*)$"
     local make = MAKERS[name or word]
+    if not make and word:find "%.lua$" then make, value = from_file, word end
     if not make then
       return nil, ("'%s' is not a drafter; %s are, and lists with commas"):format(word, table.concat(draft.names, ", "))
     end
@@ -69,7 +99,7 @@ function draft.parse(text, model, options)
     list[#list + 1] = drafter
   end
   if #list == 1 then return list[1] end
-  local ok, result = pcall(require("mav.draft.first").new, list)
+  local ok, result = pcall(first.new, list)
   if not ok then return nil, (tostring(result):gsub("^[^:]+:%d+: ", "")) end
   return result
 end

@@ -108,11 +108,10 @@ end
 --- k_max: the deepest level of the strategy that the policy is for, if it is for one.
 ---@return table policy
 function policy.new(spec, k_max)
-  local level = k_max and 4 or 2 -- for a strategy: the mistake is of the caller of its session's maker
   local ok, object = pcall(of, spec)
-  if not ok then error((tostring(object):gsub("^[^\n]-:%d+: policy", "policy")), level) end
+  if not ok then error((tostring(object):gsub("^[^\n]-:%d+: policy", "policy")), 0) end
   if k_max and object.fixed and object.fixed > k_max then
-    error(("policy: k is %d; the strategy's deepest level is %d"):format(object.fixed, k_max), level)
+    fail("k is %d; the strategy's deepest level is %d", object.fixed, k_max)
   end
   return object
 end

@@ -27,7 +27,7 @@ function Schedule:reset() end
 --- options[i]   { from, k }: k levels from there on; ascending, the first from 0
 return function(options)
   local known = { by = true }
-  for i = 1, #options do known[i] = true end
+  for i = 1, type(options) == "table" and #options or 0 do known[i] = true end
   check_keys(options, known, "policy schedule")
   local by = options.by or "length"
   if not FIELDS[by] then error(("policy schedule: by is %s; \"length\" or \"sequences\" is allowed"):format(tostring(by)), 2) end

@@ -23,6 +23,7 @@ local op = require("mav").op
 local greedy = require "mav.sample.greedy"
 local draw = require "mav.sample.draw"
 local logprobs = require "mav.sample.logprobs"
+local check = require "mav.sample.check"
 
 --- Steps in their order, each made from the option of its name; nil: this value changes nothing.
 local ORDER = { "logit_bias", "repetition_penalty", "custom", "temperature", "top_k", "top_p", "min_p" }
@@ -43,7 +44,11 @@ end
 --- The filtered logits: what the last step chooses from. Drafters leave out steps that the host prepares for the verified rows.
 function Chain:filter(logits, rows, state)
   for _, step in ipairs(self.steps) do
-    if not (step.prepare and state.drafting) then logits = step.apply(logits, rows, state) end
+    if not (step.prepare and state.drafting) then
+      local given = logits
+      logits = step.apply(given, rows, state)
+      if step.number then check.result("step " .. step.number, logits, given.shape) end
+    end
   end
   return logits
 end
@@ -89,7 +94,7 @@ local function new(options)
     if name == "custom" then
       for i, f in ipairs(options) do
         local step = type(f) == "table" and f.apply and f or { apply = f }
-        chain.steps[#chain.steps + 1] = { text = step.text or "function " .. i, apply = step.apply, prepare = step.prepare }
+        chain.steps[#chain.steps + 1] = { text = step.text or "function " .. i, apply = step.apply, prepare = step.prepare, number = i }
         if step.prepare then table.insert(chain.prepared, chain.steps[#chain.steps]) end
       end
     elseif options[name] ~= nil then

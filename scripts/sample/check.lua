@@ -1,4 +1,4 @@
---- Checks of sampling parameters: a bad one raises, naming itself and what is allowed.
+--- Checks of sampling parameters and of what functions of the user return: a bad one raises, naming itself and what is allowed.
 local check = {}
 
 local LEVEL = 5 -- check -> step's maker -> chain -> its __call or user
@@ -18,6 +18,17 @@ function check.number(name, value, text, inside)
     error(("%s is %s; %s is allowed"):format(name, tostring(value), text), LEVEL)
   end
   return value
+end
+
+local function is_tensor(value) return type(value) == "userdata" and (getmetatable(value) or {}).__name == "mav.tensor" end
+
+--- What a function of the user returned must be a tensor of this shape. who: the function.
+function check.result(who, value, shape)
+  local fits = is_tensor(value) and #value.shape == #shape
+  for i = 1, fits and #shape or 0 do fits = fits and value.shape[i] == shape[i] end
+  if fits then return end
+  local given = value == nil and "nil" or is_tensor(value) and tostring(value) or "a " .. type(value)
+  error(("sample: %s returned %s; a tensor (%s) is expected"):format(who, given, table.concat(shape, ", ")), 0)
 end
 
 return check

@@ -69,7 +69,7 @@ function Host:decide(loop, count, accepted, choice, probs)
       if child > count then break end
       info.row, info.level, info.parent = child, place + 1, row
       local id = ids:get(child)
-      if self.call(self.f, probs[row], id, info) then
+      if self.call("the acceptance function", self.f, probs[row], id, info) then
         place = place + 1
         accepted:set(child, place)
         choice:set(row, id)
@@ -83,17 +83,17 @@ end
 
 local function typical(options)
   for key in pairs(options) do
-    if key ~= 1 and key ~= "epsilon" and key ~= "delta" then error(("accept: unknown option '%s'"):format(tostring(key)), 4) end
+    if key ~= 1 and key ~= "epsilon" and key ~= "delta" then error(("strategy.accept: unknown option '%s'"):format(tostring(key)), 0) end
   end
   local epsilon, delta = options.epsilon or 0.09, options.delta or 0.3
   for name, value in pairs { epsilon = epsilon, delta = delta } do
     local is_above = type(value) == "number" and value > 0 -- false for NaN
-    if not is_above then error(("accept: %s is %s; a number above 0 is allowed"):format(name, tostring(value)), 4) end
+    if not is_above then error(("strategy.accept: %s is %s; a number above 0 is allowed"):format(name, tostring(value)), 0) end
   end
   return setmetatable({ epsilon = epsilon, delta = delta }, Typical)
 end
 
---- The rule of a strategy. call(f, ...): how functions of the user are called.
+--- The rule of a strategy. call(who, f, ...): how functions of the user are called.
 function accept.new(spec, call)
   if type(spec) == "function" then return setmetatable({ f = spec, call = call, info = {} }, Host) end
   local name, options = spec or "keyed", {}
@@ -101,7 +101,7 @@ function accept.new(spec, call)
   if name == "keyed" or name == "greedy" then return keyed end
   if name == "rejection" then return rejection end
   if name == "typical" then return typical(options) end
-  error(("accept: '%s'; keyed, greedy, rejection, typical or a function is allowed"):format(tostring(name)), 3)
+  error(("strategy.accept: '%s'; keyed, greedy, rejection, typical or a function is allowed"):format(tostring(name)), 0)
 end
 
 return accept

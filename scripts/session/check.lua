@@ -26,11 +26,12 @@ end
 
 --- Compares a finished generation with plain decoding by the same sampler.
 ---@param s table          the speculative session, after generate
----@param options table    sample, kv_dtype, key as the session had; ignore_eos as generate had
+---@param options table    sample, kv_dtype, key as the session had; ignore_eos as generate had; prompt: its ids, nil: as the session
+---                         has them, which a drafter may have changed
 ---@return table result    tokens (compared); nil, or token, step, id, plain_id, margin (raw logit of the plain token less the other's)
 function check.against_plain(s, options)
   local model, n = s.model, s.generated
-  local prompt = table.move(s.ids, 1, s.length - n, 1, {})
+  local prompt = options.prompt or table.move(s.ids, 1, s.length - n, 1, {})
   local plain <close> = model:session { sample = options.sample, kv_dtype = options.kv_dtype, key = options.key, context = s.context }
   plain:complete(prompt, { max_tokens = n, ignore_eos = options.ignore_eos })
   for i = 1, n do
@@ -40,7 +41,7 @@ function check.against_plain(s, options)
       local result = { tokens = i, rule = s.loop.rule.name, token = i, step = steps and step_of(steps, i) or i,
         id = id, plain_id = plain_id }
       if plain_id then
-        local a, b = logits_of(model, options, s.ids, #prompt + i - 1, plain_id, id)
+        local a, b = logits_of(model, options, plain.ids, #prompt + i - 1, plain_id, id)
         result.margin = a - b
       end
       return result

@@ -104,11 +104,16 @@ function session.on(shared, seq, context, key)
   return self
 end
 
+local function check_open(self, method)
+  if not self.seq then error(("session:%s: the session is closed"):format(method), 0) end
+end
+
 --- A session with the same text, cache pages shared until one side writes; both go on by themselves. key: of its sampling noise.
 ---@param options {key: integer}|nil
 function Session:fork(options)
   options = options or {}
   check_keys(options, { key = true }, "session:fork")
+  check_open(self, "fork")
   self:drop()
   local key = options.key or self.key
   local other = session.on(self.loop, self.seq:fork { key = key }, self.context, key)
@@ -126,6 +131,10 @@ end
 ---@param prompt string|integer[]
 function Session:append(prompt)
   local ids = prompt
+  check_open(self, "append")
+  if type(prompt) ~= "string" and type(prompt) ~= "table" then
+    error(("the prompt is a %s; a text or a list of ids is allowed"):format(type(prompt)), 0)
+  end
   if type(prompt) == "string" then
     if self.length == 0 then
       ids = assert(self.model:encode(prompt))
@@ -154,6 +163,7 @@ end
 
 --- Forgets everything after the first n tokens.
 function Session:truncate(n)
+  check_open(self, "truncate")
   if math.type(n) ~= "integer" or n < 0 or n > self.length then
     error("truncate: a length from 0 to " .. self.length .. " is allowed", 2)
   end
@@ -174,7 +184,10 @@ function Session:truncate(n)
   self:forget_seen(keep)
 end
 
-function Session:reset() self:truncate(0) end
+function Session:reset()
+  check_open(self, "reset")
+  self:truncate(0)
+end
 
 --- The marks of repetition cannot be taken back one by one: clears them and marks the first n tokens again.
 function Session:forget_seen(n)
@@ -220,6 +233,7 @@ end
 
 --- Brings the cache up to the last token but one.
 function Session:prefill()
+  check_open(self, "prefill")
   local seq, target = self.seq, self.length - 1
   if target < 0 then error("nothing to continue: the session is empty", 0) end
   if self.stepping then -- a step failed: it may have marked tokens that are not part of the text
@@ -260,6 +274,7 @@ end
 function Session:step()
   local shared = self.loop
   if self.taken == self.given then
+    check_open(self, "step")
     local drafts = shared.bound and not self.off
     if self.stepping or #self.seq ~= self.length - 1 or (drafts and self.settled < #self.seq) then self:prefill() end
     self.stepping = true
@@ -305,10 +320,22 @@ function Session:path(row, out) return self.loop:path(row, out) end
 
 -- ---- generate --------------------------------------------------------------------------------------------------------
 
+--- Errors have no position: generate may have been called by complete.
 local function check_generate(options)
-  check_keys(options, GENERATE_OPTIONS, "generate")
+  if type(options) ~= "table" then error(("generate: options are %s; a table is allowed"):format(tostring(options)), 0) end
+  for key in pairs(options) do
+    if not GENERATE_OPTIONS[key] then error(("generate: unknown option '%s'"):format(tostring(key)), 0) end
+  end
   local max = options.max_tokens
-  if max ~= nil and (math.type(max) ~= "integer" or max < 0) then error("generate: max_tokens must be an integer from 0 on", 3) end
+  if max ~= nil and (math.type(max) ~= "integer" or max < 0) then
+    error(("generate: max_tokens is %s; an integer from 0 on is allowed"):format(tostring(max)), 0)
+  end
+  for _, name in ipairs { "on_token", "on_step" } do
+    local f = options[name]
+    if f ~= nil and type(f) ~= "function" and not (getmetatable(f) or {}).__call then
+      error(("generate: %s is a %s; a function is allowed"):format(name, type(f)), 0)
+    end
+  end
   return max or MAX_TOKENS_DEFAULT
 end
 
@@ -325,6 +352,7 @@ end
 ---@param prompt string|integer[]|nil
 function Session:generate(prompt, options)
   options = options or {}
+  check_open(self, "generate")
   local max_tokens = check_generate(options)
   local model, ended = self.model, false
   local is_eos = {}

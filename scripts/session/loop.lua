@@ -10,6 +10,7 @@
 local mav = require "mav"
 local capture = require "mav.session.capture"
 local live = require "mav.session.live"
+local lookup = require "mav.session.lookup"
 local costs = require "mav.session.costs"
 local policies = require "mav.policy"
 
@@ -18,7 +19,7 @@ local NOTHING = -1    -- what a look found: no id
 local TURNS_MAX = 2   -- changes of session in a row after which nothing is drafted
 
 --- How what cannot hang is called; functions of the user go through the strategy's guard.
-local function direct(f, ...) return f(...) end
+local function direct(_, f, ...) return f(...) end
 
 local loop = {}
 local Loop = {}
@@ -28,7 +29,7 @@ function loop.new(model, kv, strategy, options)
   local self = setmetatable({ model = model, kv = kv, runtime = model.runtime, vocab = model.config.vocab, strategy = strategy,
     chain = strategy.chain, rule = strategy.rule, policy = strategy.policy, widths = strategy.widths, k_max = strategy.k_max,
     is_tree = strategy.is_tree, fused = options.fused, call = options.call,
-    call_policy = strategy.policy.is_bounded and direct or options.call,
+    call_policy = strategy.policy.is_bounded and direct or options.call, who = ("policy '%s'"):format(strategy.policy.name),
     steps = {}, settles = {}, draft_graphs = {}, chunks = {}, -- graphs by what they hold; rows of full pieces of a prompt
     uses = {}, out = {},                                      -- how often pairs came up; proposals of a host drafter
     waiting = 0, turns = 0, capture_s = 0.0, drafter = "none",
@@ -62,7 +63,7 @@ end
 
 --- Who drafts: hosts are asked in order, the device's drafts are used when none of them has any.
 function Loop:bind(drafter)
-  self.hosts = {}
+  self.hosts, self.host_names = {}, {}
   if not drafter then return end
   self.name = drafter.name
   if drafter.kind == "host" then
@@ -73,6 +74,7 @@ function Loop:bind(drafter)
   else
     self.device = drafter
   end
+  for i, host in ipairs(self.hosts) do self.host_names[i] = ("drafter '%s'"):format(tostring(host.name)) end
   if self.device then
     if self.rule.draws == "independent" and not self.chain.is_greedy then self.q = self:zeros({ #self.tree, self.vocab }, "f32") end
     self.first_layer = self.model.config.layers + 1
@@ -177,7 +179,7 @@ function Loop:ask(s)
   if not k then
     local started = mav.now()
     live.follow(self.live, s)
-    k = self.call_policy(self.policy.ask, self.policy, self.live)
+    k = self.call_policy(self.who, self.policy.ask, self.policy, self.live)
     if k == false then
       s.off = true
       k = 0
@@ -210,7 +212,7 @@ function Loop:run(s, graph)
 end
 
 function Loop:trimmed(k)
-  local v = self.call_policy(self.policy.trim, self.policy, self.live, k)
+  local v = self.call_policy(self.who, self.policy.trim, self.policy, self.live, k)
   if math.type(v) ~= "integer" or v < 0 or v > k then v = policies.check_trim(v, k, self.policy.name) end
   return v
 end
@@ -253,7 +255,7 @@ function Loop:request(s)
   s.off, s.policy_s, s.next_k = false, 0.0, 0
   self.capture_s = 0.0
   live.request(self.live)
-  if self.policy.reset then self.policy:reset() end
+  if self.policy.reset then self.call_policy(self.who, self.policy.reset, self.policy) end
   self:begin(s)
   if not self.strategy.drafter then return end
   if self.policy.needs.costs and not self.calibrated then
@@ -269,18 +271,8 @@ end
 --- Asks the drafters on the host, in order, for up to k ids, into out; how many the first one gave that gave any.
 function Loop:look_up(s, k)
   for i, state in ipairs(s.proposers) do
-    local n = (state.is_bounded and direct or self.call)(state.propose, state, s.ids, s.length, k, self.out)
-    if n and n ~= 0 then
-      if math.type(n) ~= "integer" or n < 0 or n > k then
-        error(("drafter '%s' proposed %s tokens; at most %d were asked for"):format(self.hosts[i].name, tostring(n), k), 0)
-      end
-      for j = 1, n do
-        local id = self.out[j]
-        if math.type(id) ~= "integer" or id < 0 or id >= self.vocab then
-          error(("drafter '%s': proposal %d is %s; a token id from 0 to %d is allowed"):format(self.hosts[i].name, j, tostring(id),
-            self.vocab - 1), 0)
-        end
-      end
+    local n = lookup.ask(state, self.host_names[i], s.ids, s.length, k, self.out, self.vocab, state.is_bounded and direct or self.call)
+    if n > 0 then
       self.drafter = self.hosts[i].name
       return n
     end
@@ -388,9 +380,9 @@ function Loop:account(s, entry, v, m, k, later, verified, all, drafted_s)
   local experts = self.experts and self:count_experts() or 0
   local drafted = k
   if #s.proposers > 0 then drafted = self.device and self.certain and 0 or v end -- what a lookup costs is not what the device does
-  local lookup = not self.looked and live.UNKNOWN or self.looked == NOTHING and live.NOTHING
+  local looked = not self.looked and live.UNKNOWN or self.looked == NOTHING and live.NOTHING
     or self.looked == s.emitted[1] and live.RIGHT or live.WRONG
-  s.times:speculated(v, m, verify_us, draft_us, drafted, entropy, experts, drafter, lookup)
+  s.times:speculated(v, m, verify_us, draft_us, drafted, entropy, experts, drafter, looked)
 end
 
 function Loop:count_experts()

@@ -9,7 +9,7 @@ function stop_strings.new(stop)
   if type(stop) == "string" then stop = { stop } end
   local longest = 0
   for i, text in ipairs(stop or {}) do
-    if type(text) ~= "string" or text == "" then error(("stop %d must be a string that is not empty"):format(i), 3) end
+    if type(text) ~= "string" or text == "" then error(("stop %d must be a string that is not empty"):format(i), 0) end
     longest = math.max(longest, #text)
   end
   return setmetatable({ list = stop or {}, longest = longest, held = "", found = false }, Stops)

@@ -96,6 +96,8 @@ describe_commands("commands", function()
       "Hello!\nAgain.\n/reset\nOnce more.\n/help\n/quit\nnot read\n")
     assert.are.equal(0, status, err)
     assert.is_truthy(err:find("/reset", 1, true))
+    assert.is_nil(err:find("unknown command", 1, true))
+    assert.is_truthy(select(2, run("chat " .. model, "/foo\n")):find("unknown command '/foo'\n/reset", 1, true))
     assert.are.equal(6, select(2, out:gsub("> ", "> ")))
   end)
 
@@ -113,6 +115,41 @@ describe_commands("commands", function()
     out, err, status = run(("bench %s --seconds 0.05 --profile"):format(model))
     assert.are.equal(0, status, err)
     assert.is_truthy(out:find("attention", 1, true) and out:find("tokens/s", 1, true))
+  end)
+
+  it("take a strategy from a file, and a drafter", function()
+    local dir <close> = support.directory()
+    local path = dir.path .. "/mine.lua"
+    local function generate(text, options)
+      support.write(path, text)
+      return run(("generate %s --prompt x --max-tokens 6 --ignore-eos --json %s'%s'"):format(model, options, path))
+    end
+    local STRATEGY = "return { draft = require 'mav.draft.self'(2), policy = 2 %s }"
+    for _, options in ipairs { "-s ", "--check -s ", "--draft ", "--k 2 --draft ngram," } do
+      local out, err, status = generate(STRATEGY:format "", options)
+      assert.are.equal(0, status, err)
+      assert.is_true(#assert(mav.json.decode(out)).stats.steps > 0)
+    end
+    for _, case in ipairs {
+      { STRATEGY:format ", depth = 3", "-s ", "mav generate: %s: strategy: unknown option 'depth'" },
+      { "return { policy = 3 }", "-s ", "mav generate: %s: strategy: policy without draft has no effect" },
+      { "return { sample = {} }", "--seed 3 -s ", "mav generate: --seed has no meaning here: %s chooses the sampler" },
+      { "return { sample = {} }", "--logit-bias 3=1 -s ", "mav generate: --logit-bias has no meaning here" },
+      { "return { sample = {} }", "--logprobs 2 -s ", "mav generate: --logprobs has no meaning here" },
+      { "", "-s ", "mav generate: %s returned nothing (a program is run by: mav " },
+      { "return arg", "-s ", "mav generate: %s returned nothing" },
+      { "return function(model) return arg end", "-s ", "mav generate: %s returned nothing" },
+      { "error 'no luck'", "-s ", "mav generate: %s:1: no luck" },
+      { "return { draft = function(ids, n) ids[n + 1] = 1 return 0 end }", "-s ", "mav generate: drafter 'function' wrote to ids" },
+      { "return { draft = function(ids, n) ids[n + 1] = 1 return 0 end }", "--draft ", "mav generate: drafter 'mine' wrote to ids" },
+      { "return 5", "--draft ", "mav generate: --draft: %s returned a number" },
+    } do
+      local out, err, status = generate(case[1], case[2])
+      assert.are.equal("", out)
+      assert.are.equal(1, status)
+      assert.are.equal(case[3]:gsub("%%s", path), err:sub(1, #case[3]:gsub("%%s", path)))
+      assert.are.equal(1, select(2, err:gsub("\n", "\n")), err)
+    end
   end)
 
   it("fail in one line that says what and where", function()
@@ -150,5 +187,10 @@ describe_commands("commands", function()
       assert.are.equal(0, status)
       assert.is_truthy(out:find("Example:\n  mav " .. name, 1, true), out)
     end
+    for _, name in ipairs { "generate", "chat", "sweep", "bench", "weights convert", "weights calibrate" } do
+      local out = (run(name .. " --help"):gsub("%s+", " "))
+      assert.is_nil(out:find("%(default: [^()]*%) %(default"), out)
+    end
+    assert.is_truthy((run "generate --help"):find("most tokens to add (default: 256)", 1, true))
   end)
 end)

@@ -171,6 +171,21 @@ describe("session", function()
     assert.has_error(function() s:generate({ 1 }, { max_token = 3 }) end)
     assert.has_error(function() s:generate({ 1 }, { max_tokens = -3 }) end)
     assert.has_error(function() s:reset(); s:complete() end)
+    local function fails(text, f, ...)
+      local ok, err = pcall(f, ...)
+      assert.is_false(ok)
+      assert.are.equal(text, tostring(err):sub(1, #text))
+    end
+    fails("the prompt is a number; a text or a list of ids is allowed", s.complete, s, 5)
+    fails("generate: options are 5; a table is allowed", s.complete, s, "x", 5)
+    fails("generate: unknown option 'max_token'", s.complete, s, "x", { max_token = 3 })
+    fails("generate: max_tokens is -3", s.complete, s, "x", { max_tokens = -3 })
+    fails("generate: on_token is a number", s.complete, s, "x", { on_token = 3 })
+    s:close()
+    for _, name in ipairs { "generate", "append", "truncate", "reset", "fork", "prefill", "step" } do
+      fails(("session:%s: the session is closed"):format(name), s[name], s, name == "append" and "x" or nil)
+    end
+    fails("session:generate: the session is closed", s.complete, s, "x")
   end)
 
   for name, sample in pairs { greedy = {}, sampled = SAMPLED } do

@@ -450,7 +450,8 @@ describe("a session with drafts", function()
     for name, strategy in pairs { keyed = { policy = 3 }, tree = { tree = { 2, 1 } } } do
       local good <close> = session("self", strategy)
       good:complete(prompt, { max_tokens = 30, ignore_eos = true })
-      result = check.against_plain(good, { ignore_eos = true })
+      good.ids[1] = good.ids[1] + 1 -- as a drafter may do that writes to ids
+      result = check.against_plain(good, { ignore_eos = true, prompt = prompt })
       assert.are.same({ tokens = 30, rule = "keyed" }, result, name)
       assert.is_truthy(check.text(model, result):find("all 30 tokens", 1, true))
     end
@@ -523,7 +524,7 @@ describe("a session with drafts", function()
     end })
     state.bad = true
     local message = S.failure(s.complete, s, prompt, { max_tokens = 5 })
-    assert.is_truthy(message:find("ran longer than it may", 1, true), message)
+    assert.is_truthy(message:find("policy 'function' took longer than 1 s (at ", 1, true), message)
     state.bad = false
     s:complete(nil, { max_tokens = 20, ignore_eos = true })
     S.same(head(20), said(s))
@@ -559,6 +560,19 @@ describe("a session with drafts", function()
         return S.echo(ids, length, k, out)
       end })
       recovers(s, state, case[2])
+    end
+    for _, write in ipairs {
+      function(ids, length) ids[length + 1] = 3 end,
+      function(ids, length) ids[length + 1], ids[length + 2] = 3, 4 end,
+      function(ids, length) ids[length] = 3 end,
+      function(ids, length) ids[length] = nil end,
+      function(ids) ids[1] = 3 end,
+    } do
+      local s <close> = session("ngram", { draft = function(ids, length, k, out)
+        if state.bad then write(ids, length) end
+        return S.echo(ids, length, k, out)
+      end })
+      recovers(s, state, "drafter 'function' wrote to ids")
     end
     local s <close> = session("ngram", { draft = function() return nil end }) -- nothing to say
     S.same(head(10), S.text(s, prompt, 10))
@@ -626,9 +640,37 @@ describe("a session with drafts", function()
       ["a sampler that is a plain function"] = { draft = drafters.self, accept = "rejection", sample = function() end },
       ["unknown option 'depth'"] = { draft = drafters.self, depth = 3 },
       ["a drafter (mav.draft.*) or a function"] = { draft = "ngram" },
+      ["strategy.tree is a string"] = { draft = drafters.self, tree = "3,2" },
+      ["policy without draft"] = { draft = nil, policy = 3 },
+      ["tree without draft"] = { tree = { 2 } },
+      ["accept without draft"] = { accept = "keyed" },
+      ["k_max without draft"] = { k_max = 3 },
+      ["mav.draft.ngram is a module, which makes drafters: call it"] = { draft = require "mav.draft.ngram" },
+      ['mav.draft.eagle3 is a module, which makes drafters: call it, require("mav.draft.eagle3").load'] = {
+        draft = require "mav.draft.eagle3" },
+      ["strategy.sample: temperature is -1"] = { sample = { temperature = -1 } },
+      ["strategy.sample is a string"] = { sample = "greedy" },
     } do
       local message = S.failure(model.session, model, { strategy = strategy })
       assert.is_truthy(message:find(text, 1, true), message)
+      assert.is_nil(message:find "%.lua:%d", message) -- the strategy is at fault, not a place in the session
+    end
+    local message = S.failure(require "mav.draft.first", { require "mav.draft.suffix" })
+    assert.is_truthy(message:find("entry 1: mav.draft.suffix is a module", 1, true), message)
+  end)
+
+  it("checks what the functions of a sampler return", function()
+    local op = require("mav").op
+    for text, sample in pairs {
+      ["sample: step 1 returned nil; a tensor (1, %d) is expected"] = { function() end },
+      ["sample: step 2 returned a number"] = { function(logits) return logits end, function() return 1 end },
+      ["sample: step 1 returned mav.tensor f32 (1, 5)"] = { function(logits) return logits:slice(2, 1, 5) end },
+      ["sample: the function returned nil; a tensor (1) is expected"] = function() end,
+      ["sample: the function returned mav.tensor f32 (1, %d)"] = function(logits) return op.tanh { x = logits } end,
+    } do
+      local s <close> = model:session { sample = sample }
+      local message = S.failure(s.complete, s, prompt, { max_tokens = 2 })
+      assert.is_truthy(message:find(text:format(model.config.vocab), 1, true), message)
     end
   end)
 end)

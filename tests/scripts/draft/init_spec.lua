@@ -1,5 +1,6 @@
 --- Drafters by name, and combinations of them.
-require "mav" -- its modules are found after it
+local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
+local support = dofile(here .. "/../support.lua")
 local draft = require "mav.draft"
 local first = require "mav.draft.first"
 local ngram = require "mav.draft.ngram"
@@ -38,7 +39,8 @@ describe("draft.parse", function()
   end)
 
   it("says what is wrong", function()
-    fails("medusa", "'medusa' is not a drafter; none, ngram[=N], suffix, self=N, model=DIR, eagle3=DIR are, and lists with commas")
+    fails("medusa", "'medusa' is not a drafter; none, ngram[=N], suffix, self=N, model=DIR, eagle3=DIR, FILE.lua are, and lists "
+      .. "with commas")
     fails("", "'' is not a drafter")
     fails("ngram,", "'' is not a drafter")
     fails("none,ngram", "none stands alone")
@@ -50,6 +52,38 @@ describe("draft.parse", function()
     fails("eagle3", "eagle3 needs a directory: eagle3=DIR")
     fails("model=", "model needs a directory: model=DIR")
     fails("self=2,ngram", "ngram can never draft: self before it always does")
+    fails("/nowhere/x.lua", "/nowhere/x.lua")
+  end)
+
+  it("takes what a file returns: a drafter, a strategy that has one, a function that makes either", function()
+    local dir <close> = support.directory()
+    local path = dir.path .. "/mine.lua"
+    local function parsed(text, spec)
+      support.write(path, text)
+      return draft.parse(spec or path, model)
+    end
+    assert.are.equal("ngram", parsed("return require 'mav.draft.ngram' { n_max = 5 }").name)
+    assert.are.equal("suffix", parsed("return { draft = require 'mav.draft.suffix' {}, policy = 3 }").name)
+    assert.are.equal("self", parsed("return function(model) assert(model.config) return require 'mav.draft.self'(2) end").name)
+    assert.are.equal("self", parsed("return function(model) return { draft = require 'mav.draft.self'(2) } end").name)
+    local own = parsed "return { draft = function(ids, length, k, out) out[1] = 7 return 1 end }"
+    assert.are.same({ "mine", "host" }, { own.name, own.kind })
+    local out = {}
+    assert.are.equal(1, own:start {}:propose({ 1 }, 1, 4, out))
+    assert.are.equal(7, out[1])
+    assert.are.equal("ngram+mine", parsed("return { draft = function() return 0 end }", "ngram," .. path).name)
+    local before = _G.arg
+    _G.arg = { "of the command" }
+    assert.are.equal("ngram", parsed("assert(not arg) return require 'mav.draft.ngram' {}").name)
+    assert.are.same({ "of the command" }, _G.arg)
+    _G.arg = before
+    for text, wrong in pairs { [""] = "mine.lua returned nothing (a program is run by: mav ", ["return 5"] = "returned a number",
+      ["return {}"] = "neither kind", ["return { policy = 3 }"] = "neither kind", ["return function() end"] = "returned nothing",
+      ["return require 'mav.draft.ngram'"] = "call it", ["return { draft = require 'mav.draft.ngram' }"] = "call it, require",
+      ["x = = 1"] = "mine.lua:1: unexpected symbol", ["error 'lost'"] = "mine.lua:1: lost" } do
+      support.write(path, text)
+      fails(path, wrong)
+    end
   end)
 end)
 

@@ -154,6 +154,9 @@ describe("policies", function()
     raises("policy ema: low is 2", require "mav.policy.ema", { low = 2 })
     raises("policy cost_aware: confidence is 1", require "mav.policy.cost_aware", { confidence = 1 })
     raises("policy fixed: k is 99", require "mav.policy.fixed", { k = 99 })
+    for _, name in ipairs { "confidence", "cost_aware", "ema", "fixed", "off", "schedule" } do
+      raises(("policy %s: options are 3; a table is allowed"):format(name), require("mav.policy." .. name), 3)
+    end
   end)
 
   it("are told what was answered and what may be", function()
