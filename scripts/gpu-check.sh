@@ -121,7 +121,7 @@ machine() {
     return 0
   fi
   nvcc --version | tail -n 2
-  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv,noheader
+  timeout "$LIMIT" nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv,noheader
 }
 
 # What the build finds in the sysroot: pkg-config's files with the folder's present place in them.
@@ -130,6 +130,7 @@ use_sysroot() {
   [ -d "$sysroot/usr" ] || return 0
   $emulate && [ -z "${MAV_GPU_CHECK_SYSROOT:-}" ] && return 0
   mkdir -p "$build/pkgconfig"
+  chmod +x "$sysroot"/usr/bin/*
   local f flags
   for f in "$sysroot/$lib"/pkgconfig/*.pc; do
     sed -E "s#(^[a-z_]*=|-L|-I)/usr#\1$sysroot/usr#g" "$f" >"$build/pkgconfig/$(basename "$f")"
@@ -167,7 +168,7 @@ configure() {
   grep -q '^cmocka:' "$logs/libraries.log" && grep -q '^busted:' "$logs/libraries.log" || tests=OFF
   if $emulate; then cuda=OFF; fi
   timeout "${LIMIT:?}" cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DMAV_TESTS=$tests -DMAV_WERROR=OFF \
-    -DMAV_CUDA=$cuda -DCMAKE_CUDA_ARCHITECTURES="$arch-real" "${more[@]}"
+    -DMAV_CUDA=$cuda -DCMAKE_CUDA_ARCHITECTURES="$arch-real" -DCMAKE_CUDA_FLAGS=-lineinfo "${more[@]}"
 }
 
 build() { timeout -k 5 "$LIMIT" cmake --build "$build" -j "$(nproc)"; }
@@ -179,7 +180,7 @@ spills() {
 }
 
 device() {
-  "$mav" -e 'local mav = require "mav"; local rt = assert(mav.runtime { device = "cuda" });
+  timeout -k 5 "$LIMIT" "$mav" -e 'local mav = require "mav"; local rt = assert(mav.runtime { device = "cuda" });
     print(("%s %s, %.1f GB/s read"):format(rt.device, rt.isa, rt:bandwidth { bytes = '"$bandwidth_bytes"', repeats = 5 }))'
 }
 

@@ -215,7 +215,7 @@ __device__ static __forceinline__ void phase_edge(const select_job &j, const row
     if (i < p.count && bin_of(v[k], best) == bin) list[atomicAdd(&state->listed, 1u)] = (uint32_t)(p.first + i);
   }
   if (!row_is_last(&j.tickets[p.row], j.cut.parts, space)) return;
-  const u64 edge = edge_of_list<KIND>(j, x, list, (int)state->listed, best, state->below, state->limit, space);
+  const u64 edge = edge_of_list<KIND>(j, x, list, (int)__ldcg(&state->listed), best, state->below, state->limit, space);
   if (threadIdx.x == 0) state->edge = edge;
 }
 
