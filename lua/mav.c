@@ -419,10 +419,8 @@ static int program(lua_State *L) {
   lua_gc(L, LUA_GCGEN, 0, 0);
   bool scripted = o.script < argc;
   const char *word = scripted && is_word(argv[o.script]) ? argv[o.script] : NULL;
-  if (o.help || word) { /* the searcher for mav.host */
-    luaL_requiref(L, "mav", luaopen_mav, 0);
-    lua_settop(L, 0);
-  }
+  luaL_requiref(L, "mav", luaopen_mav, 0); /* no global; adds the searcher that finds "mav.maverick" and mav.host */
+  lua_settop(L, 0);
   if (o.help) {
     int status = host(L, "help", 0);
     return lua_pushinteger(L, status == LUA_OK ? EXIT_SUCCESS : EXIT_FAILURE), 1;

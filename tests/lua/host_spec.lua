@@ -60,6 +60,8 @@ describe("host", function()
     has("module 'nothing' not found", 1, "-l nothing")
     is("nil\n", 0, "-e 'print(mav)'")
     is("function\n", 0, "-e 'print(type(require \"argparse\"().parse))'")
+    is("function\n", 0, "-e 'print(type(require \"mav.maverick\".load))'") -- without mav before it
+    is("function\n", 0, file("modules.lua", "print(type(require 'mav.draft.ngram'))"))
   end)
 
   it("loads C modules", function()
