@@ -9,6 +9,7 @@
  *   - one device, one thread at a time (a lock).
  *   - device memory is not for the host: with MAV_SIMT_PROTECT=1 touching it outside of kernels and copies ends the process with a message.
  *   - fresh device memory and shared memory hold 0xff bytes: NaN, -1.
+ *   - a kernel that reads memory of the host that is not pinned is not found out: it is the same address space.
  *   - after a fault every call returns its error, until cudaDeviceReset, which frees everything.
  *
  * Environment: MAV_SIMT_SEED (the order of blocks, warps and lanes), MAV_SIMT_PROTECT=1, MAV_SIMT_MEMORY_MB (4096),

@@ -1,10 +1,10 @@
 /* tests/simt/fiber.cc - stacks and the switch between them: the registers that a call keeps go to the stack, and the stack is changed. */
 #include "fiber.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #ifdef SIMT_ASAN
-#include <pthread.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -138,7 +138,6 @@ void fiber_started() {
 
 fiber *fiber_of_thread() {
   static thread_local fiber self;
-#ifdef SIMT_ASAN
   if (!self.low) {
     pthread_attr_t a;
     void *low;
@@ -147,7 +146,6 @@ fiber *fiber_of_thread() {
     pthread_attr_destroy(&a);
     self.low = (char *)low;
   }
-#endif
   return &self;
 }
 

@@ -76,14 +76,7 @@ cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t e, cudaGraphNode_t 
   for (size_t i = 0; i < e->nodes.size(); i++) {
     if (e->origin[i] != node || node->what != PIECE_KERNEL) continue;
     if (!k || !p->kernelParams) return call_fails(cudaErrorInvalidValue);
-    auto n = std::make_shared<CUgraphNode_st>();
-    n->what = PIECE_KERNEL;
-    n->argument.resize((k->argument_bytes + 7) / 8 + 2);
-    unsigned char *copy = (unsigned char *)n->argument.data();
-    copy += (uintptr_t)copy % 16;
-    memcpy(copy, p->kernelParams[0], k->argument_bytes);
-    n->l = {p->func, copy, k->call, k->type, p->gridDim, p->blockDim, p->sharedMemBytes, node->l.pdl};
-    e->nodes[i] = n;
+    e->nodes[i] = kernel_node(p->func, k, p->kernelParams[0], p->gridDim, p->blockDim, p->sharedMemBytes, node->l.pdl);
     return cudaSuccess;
   }
   return call_fails(cudaErrorInvalidValue);

@@ -302,6 +302,18 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) {
 
 /* ---- kernels --------------------------------------------------------------------------------------------------------------------- */
 
+/* A kernel with its argument, copied. */
+node_ref kernel_node(const void *kernel, const kernel_info *k, const void *argument, dim3 grid, dim3 block, size_t shared_bytes, bool pdl) {
+  auto n = std::make_shared<CUgraphNode_st>();
+  n->what = PIECE_KERNEL;
+  n->argument.resize((k->argument_bytes + 7) / 8 + 2);
+  unsigned char *copy = (unsigned char *)n->argument.data();
+  copy += (uintptr_t)copy % 16; /* as a kernel's parameters are: 16 is the most that a vector asks for */
+  memcpy(copy, argument, k->argument_bytes);
+  n->l = {kernel, copy, k->call, k->type, grid, block, shared_bytes, pdl};
+  return n;
+}
+
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *c, const void *kernel, void **args) {
   SIMT_CALL();
   const kernel_info *k = kernel_find(kernel);
@@ -313,18 +325,10 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *c, const void *kernel,
       b.z > 64 || (uint64_t)b.x * b.y * b.z > THREADS_MAX)
     return call_fails(cudaErrorInvalidConfiguration);
   if (c->dynamicSmemBytes > k->shared_bytes_max) return call_fails(cudaErrorInvalidValue);
-  auto n = std::make_shared<CUgraphNode_st>();
-  n->what = PIECE_KERNEL;
-  n->argument.resize((k->argument_bytes + 7) / 8 + 2);
-  unsigned char *copy = (unsigned char *)n->argument.data();
-  copy += (uintptr_t)copy % 16; /* as a kernel's parameters are: 16 is the most that a vector asks for */
-  memcpy(copy, args[0], k->argument_bytes);
-  n->l = {kernel, copy, k->call, k->type, g, b, c->dynamicSmemBytes, false};
-  for (unsigned i = 0; i < c->numAttrs; i++) {
-    const cudaLaunchAttribute *a = &c->attrs[i];
-    if (a->id == cudaLaunchAttributeProgrammaticStreamSerialization) n->l.pdl = a->val.programmaticStreamSerializationAllowed;
-  }
-  return stream_add(s, n);
+  bool pdl = false;
+  for (unsigned i = 0; i < c->numAttrs; i++)
+    if (c->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization) pdl = c->attrs[i].val.programmaticStreamSerializationAllowed;
+  return stream_add(s, kernel_node(kernel, k, args[0], g, b, c->dynamicSmemBytes, pdl));
 }
 
 cudaError_t cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **args, size_t shared_bytes, cudaStream_t s) {

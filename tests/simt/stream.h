@@ -65,6 +65,7 @@ cudaError_t call_begin();
 /* Notes an error for cudaGetLastError and returns it. */
 cudaError_t call_fails(cudaError_t e);
 
+node_ref kernel_node(const void *kernel, const kernel_info *k, const void *argument, dim3 grid, dim3 block, size_t shared_bytes, bool pdl);
 CUstream_st *stream_of(cudaStream_t s); /* NULL: no such stream */
 bool any_capture_forbids();             /* a call that may not happen while a capture is open: the capture is broken then */
 /* Into the capture, or the queue. */
