@@ -25,18 +25,19 @@ A comma separates drafters that are compared; "+" joins those that draft togethe
 local function options()
   local p = cli.parser("sweep", DESCRIPTION, EXAMPLE)
   cli.model_options(p)
-  p:option("--draft", "drafters, each as for mav generate; may be repeated"):argname("A,B+C"):count("*")
-  p:option("--k", "depths: 0..8 or 1,2,4 (default: 1,2,4); of a trace: the greatest (default: 8)"):argname("LIST"):convert(lists.depths)
-  p:option("--policy", "policies: names, numbers, files that return one"):argname("LIST"):convert(lists.words)
+  p:option("--draft", "drafters, each as for mav generate (default: ngram); may be repeated"):argname("A,B+C"):count("*")
+  p:option("--k", "depths: 0..8 or 1,2,4 (default: 1,2,4; all of a tree); of a trace: the greatest (default: 8)")
+    :argname("LIST"):convert(lists.depths)
+  p:option("--policy", "policies: names, numbers, files that return one or a strategy that has one"):argname("LIST"):convert(lists.words)
   p:option("--temperature", "temperatures (default: 0)"):argname("LIST"):convert(lists.numbers)
   p:option("--accept", "keyed: the text of plain decoding (default); rejection: its distribution; typical: lossy"):argname("RULE")
     :convert(cli.choice("keyed", "greedy", "rejection", "typical"))
   p:option("--tree", "draft trees of these widths: 3,2,1"):argname("WIDTHS"):convert(cli.ids)
   p:option("--prompts", "JSON lines { \"prompt\":, \"family\": }, or text with blank lines between prompts (default: four small ones)")
     :argname("FILE")
-  p:option("--max-tokens", "most tokens of an output"):argname("N"):convert(cli.integer(2, 1 << 20)):default("128")
-  p:option("--repeats", "times that each is measured"):argname("N"):convert(cli.integer(1, 1000)):default("1")
-  p:option("--seed", "of the noise"):argname("N"):convert(cli.integer(0)):default("0")
+  p:option("--max-tokens", "most tokens of an output (default: 128)"):argname("N"):convert(cli.integer(2, 1 << 20))
+  p:option("--repeats", "times that each is measured (default: 1)"):argname("N"):convert(cli.integer(1, 1000))
+  p:option("--seed", "of the noise (default: 0)"):argname("N"):convert(cli.integer(0))
   cli.kv_option(p)
   p:flag("--ignore-eos", "go on after an end-of-text token")
   p:option("--csv", "write the table as CSV"):argname("FILE")
@@ -67,6 +68,22 @@ local function check_writable(path)
   file:close()
 end
 
+--- Options without effect: refused, not ignored.
+local NO_MEANING = {
+  replay = { "draft", "k", "temperature", "accept", "tree", "prompts", "max_tokens", "repeats", "seed", "kv", "ignore_eos", "resume" },
+  record = { "policy", "repeats", "csv", "svg", "png", "json", "resume" },
+  ["replay without --check"] = { "model", "dtype", "activations", "threads", "copy" },
+}
+
+local function refuse(args, mode)
+  for _, name in ipairs(NO_MEANING[mode]) do
+    local value = args[name]
+    if value ~= nil and not (type(value) == "table" and #value == 0) then
+      cli.fail("--%s has no meaning with --%s", name:gsub("_", "-"), mode)
+    end
+  end
+end
+
 local function load_drafters(model, entries)
   for _, entry in ipairs(entries) do
     local drafter, err = require("mav.draft").parse(entry.spec, model)
@@ -81,27 +98,36 @@ local function load_policies(words)
   local list = {}
   for i, word in ipairs(words or {}) do
     local ok, policy = pcall(lanes.policy, word)
-    if not ok then cli.fail("--policy %s: %s", word, (tostring(policy):gsub("^[^\n]-:%d+: ", ""))) end
+    if not ok then cli.fail("--policy %s: %s", word, tostring(policy)) end
     list[i] = policy
   end
   return list
 end
 
 --- Chains of the options by temperature.
-local function chains(args, seed)
-  return function(temperature) return cli.chain({ temperature = temperature, seed = seed or args.seed }) end
+local function chains(seed)
+  return function(temperature) return cli.chain({ temperature = temperature, seed = seed }) end
+end
+
+--- The depths of the options; without them all levels of a tree, or some of a chain.
+local function depths(args)
+  if args.k or not args.tree then return args.k or { 1, 2, 4 } end
+  local list = {}
+  for d = 1, #args.tree do list[d] = d end
+  return list
 end
 
 --- What sweep and record are made of.
 local function setup(args)
   local policies = load_policies(args.policy)
+  args.max_tokens, args.repeats, args.seed = args.max_tokens or 128, args.repeats or 1, args.seed or 0
   local model = cli.load(args)
   if #args.draft == 0 then args.draft = { "ngram" } end
   local drafters = load_drafters(model, lists.drafters(args.draft))
-  return { model = model, drafters = drafters, policies = policies, depths = args.k or { 1, 2, 4 },
+  return { model = model, drafters = drafters, policies = policies, depths = depths(args),
     prompts = prompts.encode(prompts.read(args.prompts), model, math.max(args.max_tokens, 32)), temperatures = args.temperature or { 0 },
     max_tokens = args.max_tokens, repeats = args.repeats, ignore_eos = args.ignore_eos, accept = args.accept, tree = args.tree,
-    kv = args.kv, chain = chains(args), seed = args.seed, dtype = args.dtype }
+    kv = args.kv, chain = chains(args.seed), seed = args.seed, dtype = args.dtype }
 end
 
 -- ---- sweep ------------------------------------------------------------------------------------------------------------------
@@ -118,6 +144,17 @@ local function identity(args, model, list)
     tree = args.tree and table.concat(args.tree, ",") or "chain", prompts = ("%d, %012x"):format(#list, digest) }
 end
 
+--- Writes the files that are asked for.
+local function write_rows(args, rows, title)
+  if args.csv then write_file(args.csv, report.csv(rows)) end
+  if args.svg then write_file(args.svg, require("mav.sweep.svg").render(rows, title)) end
+  if args.png then require("mav.sweep.png").write(rows, title, args.png) end
+end
+
+local function check_files(args)
+  for _, name in ipairs { "csv", "svg", "png" } do check_writable(args[name]) end
+end
+
 local function finish(args, model, cells)
   local rows = summary.rows(cells)
   local threads = model.runtime.threads
@@ -127,14 +164,12 @@ local function finish(args, model, cells)
   else
     io.write(report.table(rows))
   end
-  if args.csv then write_file(args.csv, report.csv(rows)) end
-  if args.svg then write_file(args.svg, require("mav.sweep.svg").render(rows, title)) end
-  if args.png then require("mav.sweep.png").write(rows, title, args.png) end
+  write_rows(args, rows, title)
   for _, text in ipairs(summary.differing(rows)) do io.stderr:write("texts that differ from plain decoding: ", text, "\n") end
 end
 
 local function sweep(args)
-  for _, path in ipairs { args.csv or false, args.svg or false, args.png or false } do check_writable(path) end
+  check_files(args)
   local options_ = setup(args)
   local saved <close> = state.open(args.resume, identity(args, options_.model, options_.prompts))
   options_.state = saved
@@ -156,6 +191,7 @@ end
 -- ---- traces -------------------------------------------------------------------------------------------------------------------
 
 local function record(args)
+  refuse(args, "record")
   local options_ = setup(args)
   if #options_.drafters ~= 1 or #options_.temperatures ~= 1 then cli.fail("--record takes one drafter and one temperature") end
   if args.accept and args.accept ~= "keyed" and args.accept ~= "greedy" then
@@ -164,24 +200,35 @@ local function record(args)
   options_ = run.settings(options_)
   options_.path, options_.k_max = args.record, args.k and args.k[#args.k] or 8
   if not args.tree and options_.k_max < 1 then cli.fail("--record: --k 0 leaves nothing to draft") end
-  local bar = progress.new(#options_.prompts, 0)
-  function options_.on_request(index) bar:step(("prompt %d"):format(index)) end
-  local points = require("mav.sweep.record").run(options_)
+  local recorder = require "mav.sweep.record"
+  local bar = progress.new(recorder.work(options_), 0)
+  function options_.on_progress(what, tokens) bar:step(what, tokens) end
+  local ok, points = pcall(recorder.run, options_)
   bar:finish()
+  if not ok then error(points, 0) end
   io.write(("%s: %d requests, %d positions\n"):format(args.record, #options_.prompts, points))
   return 0
 end
 
 local function replay(args)
   local score = require "mav.sweep.score"
+  refuse(args, "replay")
+  if not args.check then
+    refuse(args, "replay without --check")
+    if args.device ~= "auto" then cli.fail "--device has no meaning with --replay without --check" end
+  end
+  check_files(args)
   local t = require("mav.sweep.trace").read(args.replay)
   local policies = load_policies(args.policy or { "auto" })
-  local results = score.replay(t, policies, args.costs and score.costs(args.costs, t.header))
+  local model
   if args.check then
     for _, name in ipairs { "model", "dtype", "threads" } do args[name] = args[name] or t.header[name] end
-    local model = cli.load(args)
+    model = cli.load(args)
+  end
+  local results = score.replay(t, policies, args.costs and score.costs(args.costs, t.header), model)
+  if model then
     local drafter = load_drafters(model, { { text = t.header.drafter, spec = t.header.drafter } })[1].drafter
-    for i, policy in ipairs(policies) do results[i].measured = score.measure(t, policy, model, drafter, chains(args, t.header.seed)) end
+    for i, policy in ipairs(policies) do results[i].measured = score.measure(t, policy, model, drafter, chains(t.header.seed)) end
   end
   if args.json then
     for _, r in ipairs(results) do r.levels = nil end
@@ -189,6 +236,7 @@ local function replay(args)
   else
     io.write(score.table(t, results))
   end
+  write_rows(args, score.rows(t, results), ("%s, replayed"):format((t.header.model or "?"):match "([^/]*)/*$"))
   return 0
 end
 

@@ -76,7 +76,7 @@ function session.new(model, options)
   local room = context + strategy.slack(plan)
   kv = kv or assert(model:kv { tokens = room, context_max = room, sequences = SEQUENCES, dtype = options.kv_dtype, extra = extra })
   local shared = loop.new(model, kv, plan,
-    { fused = options.fused, entropy = options.entropy, confidence = options.confidence, call = strategy.call })
+    { fused = options.fused, entropy = options.entropy, confidence = options.confidence, caller = strategy.caller })
   return session.on(shared, kv:sequence { key = options.key or 0 }, context, options.key or 0)
 end
 

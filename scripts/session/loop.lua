@@ -18,9 +18,6 @@ local JOINT_AFTER = 4 -- uses of a pair (rows, levels) before it gets a graph of
 local NOTHING = -1    -- what a look found: no id
 local TURNS_MAX = 2   -- changes of session in a row after which nothing is drafted
 
---- How what cannot hang is called; functions of the user go through the strategy's guard.
-local function direct(_, f, ...) return f(...) end
-
 local loop = {}
 local Loop = {}
 Loop.__index = Loop
@@ -28,8 +25,8 @@ Loop.__index = Loop
 function loop.new(model, kv, strategy, options)
   local self = setmetatable({ model = model, kv = kv, runtime = model.runtime, vocab = model.config.vocab, strategy = strategy,
     chain = strategy.chain, rule = strategy.rule, policy = strategy.policy, widths = strategy.widths, k_max = strategy.k_max,
-    is_tree = strategy.is_tree, fused = options.fused, call = options.call,
-    call_policy = strategy.policy.is_bounded and direct or options.call, who = ("policy '%s'"):format(strategy.policy.name),
+    is_tree = strategy.is_tree, fused = options.fused, caller = options.caller,
+    call_policy = options.caller(strategy.policy), who = ("policy '%s'"):format(strategy.policy.name),
     steps = {}, settles = {}, draft_graphs = {}, chunks = {}, -- graphs by what they hold; rows of full pieces of a prompt
     uses = {}, out = {},                                      -- how often pairs came up; proposals of a host drafter
     waiting = 0, turns = 0, capture_s = 0.0, drafter = "none",
@@ -271,7 +268,7 @@ end
 --- Asks the drafters on the host, in order, for up to k ids, into out; how many the first one gave that gave any.
 function Loop:look_up(s, k)
   for i, state in ipairs(s.proposers) do
-    local n = lookup.ask(state, self.host_names[i], s.ids, s.length, k, self.out, self.vocab, state.is_bounded and direct or self.call)
+    local n = lookup.ask(state, self.host_names[i], s.ids, s.length, k, self.out, self.vocab, self.caller(state))
     if n > 0 then
       self.drafter = self.hosts[i].name
       return n

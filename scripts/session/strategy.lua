@@ -37,6 +37,11 @@ end
 --- How functions of the user are called: one that does not come back is stopped. who: whose they are, for that error.
 function strategy.call(who, f, ...) return result(who, pcall(mav.guard, SECONDS_MAX, f, ...)) end
 
+local function direct(_, f, ...) return f(...) end
+
+--- How the functions of a policy, or of a drafter's state, are called: those that are known to come to an end without a guard.
+function strategy.caller(object) return object.is_bounded and direct or strategy.call end
+
 --- A plain function in the place of a chain.
 local function chooser(f)
   return setmetatable({ needs = {}, observe = function() end }, {

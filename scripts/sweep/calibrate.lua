@@ -5,7 +5,7 @@ local costs = require "mav.sweep.costs"
 
 local calibrate = {}
 
-local TOKENS, ROUNDS = 24, 8 -- short pieces in turns: what else the machine does happens to all depths
+local TOKENS <const>, ROUNDS <const> = 24, 8 -- short pieces in turns: what else the machine does happens to all depths
 
 local function push(t, key, value)
   t[key] = t[key] or {}
@@ -28,13 +28,18 @@ local function fill(known, of_session, k_max)
   for k = 0, k_max do known[k] = known[k] and costs.typical(known[k]) or of_session(k) or known[k - 1] end
 end
 
---- lanes: mav.sweep.lanes of one drafter; prompts with ids. Returns costs as in a trace.
-function calibrate.costs(lanes, drafter, temperature, prompts, k_max)
+--- Tokens that costs generates, for who shows how far it is.
+function calibrate.tokens(k_max) return ROUNDS * (k_max + 2) * TOKENS end
+
+--- lanes: mav.sweep.lanes of one drafter; prompts with ids. on_piece: function(what, tokens) after each piece. Returns costs as in a
+--- trace.
+function calibrate.costs(lanes, drafter, temperature, prompts, k_max, on_piece)
   local verify, draft, rest, plain, t = {}, {}, {}, {}, nil
   for round = 1, ROUNDS do
     local ids = prompts[(round - 1) % #prompts + 1].ids
     if round == 1 then lanes:warm(nil, temperature, ids) end
     generate(lanes:plain(temperature), ids, function(us) plain[#plain + 1] = us end)
+    on_piece("costs of plain decoding", TOKENS)
     for k = 0, k_max do
       local lane = { drafter = drafter, k = k }
       if round == 1 then lanes:warm(lane, temperature, ids) end
@@ -45,6 +50,7 @@ function calibrate.costs(lanes, drafter, temperature, prompts, k_max)
         push(draft, k, t.draft_us)
         rest[#rest + 1] = math.max(us - t.verify_us - t.draft_us, 0.0)
       end)
+      on_piece(("costs of k %d"):format(k), TOKENS)
     end
   end
   fill(verify, function(k) return t.cost_verify[t.rows(k)] end, k_max)

@@ -3,6 +3,7 @@
 --- All depths of a drafter share a session: its policy is a number that changes between generations. A policy has a session of its
 --- own, as it may need other measurements. Sessions stay open, with what their graphs and their policy have learnt.
 local policies = require "mav.policy"
+local user_file = require "mav.session.file"
 
 local lanes = {}
 
@@ -63,16 +64,23 @@ function Depth:ask() return self.fixed end
 
 function Depth:reset() end
 
---- The session of a lane, set to its depth.
+--- The session of a lane, set to its depth. What is wrong with its strategy is said with the lane's name.
 function Lanes:open(lane, temperature)
   local setup, is_depth = self.setup, math.type(lane.k) == "integer"
   local name = ("%s|%g|%s"):format(lane.drafter, temperature, is_depth and "depths" or lane.k)
   local s = self:session(name, function()
-    local policy = is_depth and setmetatable({ fixed = lane.k }, Depth) or named(setup.policies, "name", lane.k).make()
-    return open(setup, { draft = named(setup.drafters, "text", lane.drafter).drafter, policy = policy, sample = setup.chain(temperature),
-      accept = setup.accept, tree = setup.tree, k_max = deepest(setup) })
+    local policy = is_depth and setmetatable({ fixed = lane.k }, Depth) or named(setup.policies, "name", lane.k).make(setup.model)
+    local ok, made = pcall(open, setup, { draft = named(setup.drafters, "text", lane.drafter).drafter, policy = policy,
+      sample = setup.chain(temperature), accept = setup.accept, tree = setup.tree, k_max = deepest(setup) })
+    if not ok then error(type(made) == "string" and ("%s, k %s: %s"):format(lane.drafter, lane.k, made) or made, 0) end
+    return made
   end)
-  if is_depth then s.loop.policy.fixed = lane.k end
+  if is_depth then
+    if lane.k > s.loop.k_max then
+      error(("%s, k %d: the strategy's deepest level is %d"):format(lane.drafter, lane.k, s.loop.k_max), 0)
+    end
+    s.loop.policy.fixed = lane.k
+  end
   return s
 end
 
@@ -92,21 +100,36 @@ function Lanes:close()
   self.sessions = {}
 end
 
---- A policy by name, number or file, for a command line: { name =, make = function() -> policy }.
+local STRATEGY = { "draft", "policy", "sample", "accept", "tree", "k_max" }
+
+--- The policy that a file returned, or that of the strategy that it returned.
+local function of_file(path, value)
+  if value == nil then error(user_file.described(path, value) .. "; a policy, or a strategy that has one, is expected", 0) end
+  if type(value) ~= "table" or value.ask ~= nil then return policies.new(value) end
+  if value.policy ~= nil then return policies.new(value.policy) end
+  for _, key in ipairs(STRATEGY) do
+    if value[key] ~= nil then error(path .. " returned a strategy without a policy: there is nothing to measure", 0) end
+  end
+  return policies.new(value)
+end
+
+--- A policy by name, number or file, for a command line: { name =, make = function(model) -> policy }. A file returns a policy, a
+--- strategy, whose policy is taken, or function(model) that returns either; without a model that function is not called.
 function lanes.policy(text)
   if not text:find "%.lua$" then
     local spec = math.tointeger(tonumber(text)) or text
     policies.new(spec) -- unknown names fail here
     return { name = text, make = function() return policies.new(spec) end }
   end
-  local chunk, err = loadfile(text, "t")
-  if not chunk then error(err, 0) end
-  local function make()
-    local spec = chunk()
-    if spec == nil then error(text .. " returned nothing; a policy is expected", 0) end
-    return policies.new(spec)
+  local function make(model)
+    local value = user_file.read(text, model, function(f) return model ~= nil and user_file.takes_model(f) end)
+    if type(value) == "function" and user_file.takes_model(value) then
+      error(text .. " returns function(model), and there is no model here: --check loads it, or return the policy itself", 0)
+    end
+    return of_file(text, value)
   end
-  make()
+  local value = user_file.read(text, nil, function() return false end)
+  if type(value) ~= "function" or not user_file.takes_model(value) then of_file(text, value) end -- what is wrong is said at once
   return { name = text:match "([^/]*)%.lua$", make = make }
 end
 

@@ -4,6 +4,8 @@
 --- of a step. A drafter on the host needs no model at all: it is asked again at every position of the finished text.
 local calibrate = require "mav.sweep.calibrate"
 local lanes = require "mav.sweep.lanes"
+local lookup = require "mav.session.lookup"
+local strategy = require "mav.session.strategy"
 local trace = require "mav.sweep.trace"
 
 local record = {}
@@ -48,14 +50,15 @@ function record.agreement(drafts, widths, offered, text, i)
   return offered
 end
 
---- Proposals of host drafters at every position, in the place of those that are there.
+--- Proposals of host drafters at every position, in the place of those that are there. They see the text up to there and no more.
 local function ask_hosts(hosts, s, points, first, k_max)
-  local states = {}
+  local states, ids, vocab = {}, table.move(s.ids, 1, first - 1, 1, {}), s.model.config.vocab
   for i, host in ipairs(hosts) do states[i] = host:start(s) end
   for length = first, #s - 1 do
+    ids[length] = s.ids[length]
     for i, host in ipairs(hosts) do
-      local drafts = {}
-      local n = states[i]:propose(s.ids, length, k_max, drafts) or 0
+      local drafts, who = {}, ("drafter '%s'"):format(tostring(host.name))
+      local n = lookup.ask(states[i], who, ids, length, k_max, drafts, vocab, strategy.caller(states[i]))
       if n > 0 then
         points[length] = { offered = n, drafts = table.move(drafts, 1, n, 1, {}), by = host.name,
           entropy = points[length] and points[length].entropy }
@@ -90,12 +93,16 @@ local function request(out, setup, s, recorder, hosts, index)
   return #s - first
 end
 
+--- Tokens that a recording takes at most, those of its costs included: what on_progress is told of adds up to them.
+function record.work(setup) return calibrate.tokens(setup.tree and #setup.tree or setup.k_max) + #setup.prompts * setup.max_tokens end
+
 --- Records into a file.
 ---
----   setup   as for mav.sweep.run, with one drafter; k_max or tree; path; on_request(i, tokens)
+---   setup   as for mav.sweep.run, with one drafter; k_max or tree; path; on_progress(what, tokens)
 --- Returns how many points were written.
 function record.run(setup)
   local entry, temperature, points = setup.drafters[1], setup.temperatures[1], 0
+  local on_progress = setup.on_progress or function() end
   setup.widths = setup.tree
   if not setup.tree then
     setup.widths = {}
@@ -104,7 +111,7 @@ function record.run(setup)
   setup.k_max = #setup.widths
   setup.depths, setup.policies = { setup.k_max }, {}
   local all <close> = lanes.new(setup)
-  local costs = calibrate.costs(all, entry.text, temperature, setup.prompts, setup.k_max)
+  local costs = calibrate.costs(all, entry.text, temperature, setup.prompts, setup.k_max, on_progress)
   local live = all:open({ drafter = entry.text, k = setup.k_max }, temperature).live
   local header = { model = setup.model.dir, drafter = entry.spec or entry.text, k_max = setup.k_max, widths = setup.widths, rows = {},
     kind = entry.drafter.kind == "device" and "device" or "host", temperature = temperature, seed = setup.seed, dtype = setup.dtype,
@@ -118,9 +125,8 @@ function record.run(setup)
     k_max = device and not setup.tree and setup.k_max or nil } }
   local out = trace.create(setup.path, header)
   for index = 1, #setup.prompts do
-    local n = request(out, setup, s, recorder, hosts, index)
-    points = points + n
-    if setup.on_request then setup.on_request(index, n) end
+    points = points + request(out, setup, s, recorder, hosts, index)
+    on_progress(("prompt %d"):format(index), setup.max_tokens)
   end
   out:close()
   return points

@@ -12,6 +12,7 @@
 local mav = require "mav"
 local live = require "mav.session.live"
 local policies = require "mav.policy"
+local strategy = require "mav.session.strategy"
 
 local replay = {}
 
@@ -36,6 +37,29 @@ Log.__index = Log
 
 function Log:step() return table.unpack(self.last) end
 
+local function fail(text, ...) error(text:format(...), 0) end
+
+local function has_entropy(trace)
+  for _, request in ipairs(trace.requests) do
+    for _, point in ipairs(request.points) do
+      if point.entropy then return true end
+    end
+  end
+  return false
+end
+
+--- A trace must hold what the policy wants to know.
+local function check(trace, policy, name)
+  local k_max = trace.header.k_max
+  if policy.fixed and policy.fixed > k_max then fail("policy %s: the trace has %d levels", name, k_max) end
+  if policy.needs.experts then
+    fail("policy %s needs experts, which are not in a trace: measure it with the model (mav sweep without --replay)", name)
+  end
+  if policy.needs.entropy and not has_entropy(trace) then
+    fail("policy %s needs entropy, which is not in this trace: drafters on the host leave none", name)
+  end
+end
+
 local function new_run(header, policy, costs)
   local rows_of = header.rows
   local fake = { k_max = header.k_max, size = function(_, k) return rows_of[k + 1] end }
@@ -43,6 +67,7 @@ local function new_run(header, policy, costs)
   local self = setmetatable({ policy = policy, kind = header.kind, k_max = header.k_max, stats = live.new(fake), next_k = 0, waiting = 0,
     session = { times = times, length = 0, given = 0, taken = 0 }, steps = 0, tokens = 0, us = 0.0, later_tokens = 0, later_us = 0.0,
     plain_us = 0.0, policy_s = 0.0, histogram = {} }, Run)
+  self.call, self.who = strategy.caller(policy), ("policy '%s'"):format(policy.name)
   set_costs(self.stats, costs, header.k_max)
   self.verify, self.draft, self.step_us, self.plain_step_us = {}, {}, costs.step_us, costs.plain_us
   for rows, us in pairs(self.stats.cost_verify) do self.verify[rows] = us end
@@ -56,7 +81,7 @@ function Run:ask()
   if not answer then
     live.follow(self.stats, self.session)
     local started = mav.now()
-    answer = policies.check_answer(self.policy:ask(self.stats), self.k_max, self.policy.name)
+    answer = policies.check_answer(self.call(self.who, self.policy.ask, self.policy, self.stats), self.k_max, self.policy.name)
     self.policy_s = self.policy_s + (mav.now() - started)
   end
   if not answer then self.off = true end
@@ -67,7 +92,7 @@ function Run:trim(point, k)
   if k == 0 or not self.policy.trim then return k end
   live.follow(self.stats, self.session)
   for d = 1, self.k_max do self.stats.confidence[d] = point.confidence and point.confidence[d] or nil end
-  return policies.check_trim(self.policy:trim(self.stats, k), k, self.policy.name)
+  return policies.check_trim(self.call(self.who, self.policy.trim, self.policy, self.stats, k), k, self.policy.name)
 end
 
 --- Levels to verify at a point, and the time of drafting them now.
@@ -113,7 +138,7 @@ end
 function Run:request(request)
   self.off, self.waiting = false, 0
   live.request(self.stats)
-  if self.policy.reset then self.policy:reset() end
+  if self.policy.reset then self.call(self.who, self.policy.reset, self.policy) end
   local times = self.session.times
   times.steps, times.followed, times.seen, self.session.length = 0, 0, 0, request.prompt_tokens
   self:ask()
@@ -134,14 +159,16 @@ end
 
 --- Runs a policy over a trace (mav.sweep.trace).
 ---
----   options.policy     what mav.policy.new takes
+---   options.policy     what mav.policy.new takes; options.name: what it is called in errors
 ---   options.costs      { verify_us = { [rows] = }, draft_us = { [k] = }, plain_us =, step_us = }; nil: the trace's
 ---   options.on_step    function(stats, k, count, us) after every step: levels verified, tokens emitted, time
 ---
 --- Returns tokens, steps, us, acceptance_length, tokens_per_s (of the tokens after the first step), speedup over plain decoding,
 --- levels[k] = steps that verified k levels; policy_us_per_step, the only figure that was measured: it is no part of the others.
 function replay.run(trace, options)
-  local run = new_run(trace.header, policies.new(options.policy), options.costs or trace.header.costs)
+  local policy = policies.new(options.policy)
+  check(trace, policy, options.name or policy.fixed or policy.name)
+  local run = new_run(trace.header, policy, options.costs or trace.header.costs)
   run.on_step = options.on_step
   for _, request in ipairs(trace.requests) do run:request(request) end
   return {

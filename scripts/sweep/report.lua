@@ -2,7 +2,7 @@
 local report = {}
 
 --- A drafter's text with directories shortened to their last part.
-function report.short(text) return (text:gsub("=[^+]*/([^/+]+)/*", "=%1")) end
+function report.short(text) return (text:gsub("[^+=]*/([^/+]+)/*", "%1")) end
 
 --- title, field or function(row), format
 local COLUMNS = {

@@ -104,27 +104,41 @@ function run.settings(options)
   return settings
 end
 
---- Cells that a sweep has in all, and those that are there already.
-function run.count(settings)
-  local total, done = 0, 0
+--- f(cell, is_done, lane) for every cell of a sweep.
+local function each_cell(settings, f)
   for _, lane in ipairs(lanes.new(settings):list()) do
     for _, temperature in ipairs(settings.temperatures) do
       for index = 1, #settings.prompts do
         for number = 1, settings.repeats do
-          total = total + 1
           local cell = { drafter = lane.drafter, k = lane.k, temperature = temperature, prompt = index, ["repeat"] = number }
-          if settings.state:find(cell) then done = done + 1 end
+          f(cell, settings.state:find(cell) ~= nil, lane)
         end
       end
     end
   end
+end
+
+--- Cells that a sweep has in all, and those that are there already.
+function run.count(settings)
+  local total, done = 0, 0
+  each_cell(settings, function(_, is_done)
+    total, done = total + 1, done + (is_done and 1 or 0)
+  end)
   return total, done
+end
+
+--- Makes the session of every lane that is to be measured: what is wrong with one is said before hours of measuring, not after.
+function Run:open_all()
+  each_cell(self.settings, function(cell, is_done, lane)
+    if not is_done then self.lanes:open(lane, cell.temperature) end
+  end)
 end
 
 --- Measures what is missing. Returns all cells.
 function run.run(settings)
   local self = setmetatable({ settings = settings, lanes = lanes.new(settings), warmed = {}, costs = {} }, Run)
   local ok, err = xpcall(function()
+    self:open_all()
     for _, temperature in ipairs(settings.temperatures) do
       for number = 1, settings.repeats do
         for index = 1, #settings.prompts do self:round(temperature, index, number) end

@@ -19,11 +19,11 @@ function score.costs(path, header)
   return costs
 end
 
---- A replay of each policy: a list of results.
-function score.replay(t, policies, costs)
+--- A replay of each policy: a list of results. model: for policies that are made for one.
+function score.replay(t, policies, costs, model)
   local list = {}
   for i, policy in ipairs(policies) do
-    list[i] = replay.run(t, { policy = policy.make(), costs = costs })
+    list[i] = replay.run(t, { policy = policy.make(model), costs = costs, name = policy.name })
     list[i].name = policy.name
   end
   return list
@@ -57,6 +57,19 @@ function score.measure(t, policy, model, drafter, chain)
   end
   m.acceptance_length, m.speedup, m.tokens_per_s = m.tokens / m.steps, m.plain_us / m.us, m.tokens / m.us * 1e6
   return m
+end
+
+--- Results as rows of a sweep, for files and pictures. Where a policy was measured too, what the replay says is the prediction.
+function score.rows(t, results)
+  local rows, h = {}, t.header
+  for i, r in ipairs(results) do
+    local m = r.measured or r
+    rows[i] = { drafter = h.drafter or "?", k = math.tointeger(tonumber(r.name)) or r.name, temperature = h.temperature or 0,
+      family = "all", cells = #t.requests, acceptance_length = m.acceptance_length, policy_us = r.policy_us_per_step,
+      tokens_per_s = m.tokens_per_s, plain_tokens_per_s = m.plain_us > 0 and m.tokens / m.plain_us * 1e6 or nil, speedup = m.speedup,
+      predicted = r.measured and r.speedup or nil }
+  end
+  return rows
 end
 
 local COLUMNS = "%-26s %8s %8s %10s %10s %10s %10s"

@@ -117,6 +117,15 @@ describe_commands("commands", function()
     assert.is_truthy(out:find("attention", 1, true) and out:find("tokens/s", 1, true))
   end)
 
+  it("are interrupted in one word", function()
+    local dir <close> = support.directory()
+    local _, _, status = os.execute(("'%s' generate %s --prompt x --ignore-eos --max-tokens 100000000 >'%s/out' 2>'%s/err' & pid=$!; "
+      .. "i=0; while [ $i -lt 1000 ] && [ ! -s '%s/out' ]; do sleep 0.01; i=$((i+1)); done; kill -INT $pid; wait $pid")
+      :format(BINARY, model, dir.path, dir.path, dir.path))
+    assert.are.equal("mav generate: interrupted\n", support.read(dir.path .. "/err"))
+    assert.are.equal(130, status)
+  end)
+
   it("take a strategy from a file, and a drafter", function()
     local dir <close> = support.directory()
     local path = dir.path .. "/mine.lua"

@@ -249,6 +249,42 @@ describe("sweep replay", function()
     raises("ask returned 7; an integer from 0 to 4", replay.run, t, { policy = function() return 7 end })
   end)
 
+  it("refuses what a trace does not hold", function()
+    local t = hand_made("host", AGREE)
+    raises("policy 9: the trace has 4 levels", replay.run, t, { policy = 9 })
+    raises("policy mine: the trace has 4 levels", replay.run, t, { policy = 5, name = "mine" })
+    raises("policy cost_aware needs experts", replay.run, t, { policy = require "mav.policy.cost_aware" { experts = true } })
+    local curious = { name = "curious", needs = { entropy = true }, ask = function() return 1 end }
+    raises("policy curious needs entropy", replay.run, t, { policy = curious })
+    t.requests[1].points[1].entropy = 0.5
+    assert.are.equal(20, replay.run(t, { policy = curious }).tokens)
+  end)
+
+  it("stops a policy that does not come back", function()
+    local function hang() while true do end end
+    local t = hand_made("device", AGREE)
+    for name, policy in pairs { ask = { ask = hang }, trim = { ask = function() return 2 end, trim = hang },
+      reset = { ask = function() return 2 end, reset = hang } } do
+      policy.name = name
+      raises(("policy '%s' took longer than 1 s (at "):format(name), replay.run, t, { policy = policy })
+    end
+  end)
+
+  it("makes rows for files and pictures", function()
+    local score = require "mav.sweep.score"
+    local t = hand_made("host", AGREE)
+    local list = { { name = "2", make = function() return require("mav.policy").new(2) end },
+      { name = "ema", make = function() return require("mav.policy").new "ema" end } }
+    local results = score.replay(t, list)
+    local rows = score.rows(t, results)
+    assert.are.same({ 2, "ema", "all" }, { rows[1].k, rows[2].k, rows[1].family })
+    assert.are.equal(results[1].speedup, rows[1].speedup)
+    assert.is_true(math.abs(rows[1].speedup - rows[1].tokens_per_s / rows[1].plain_tokens_per_s) < 0.2)
+    results[2].measured = { tokens = 20, us = 10.0, plain_us = 15.0, acceptance_length = 2, speedup = 1.5, tokens_per_s = 2e6 }
+    rows = score.rows(t, results)
+    assert.are.same({ 1.5, results[2].speedup }, { rows[2].speedup, rows[2].predicted })
+  end)
+
   it("takes other costs", function()
     local t = hand_made("host", AGREE)
     local costs = { plain_us = 50, step_us = 0, draft_us = {}, verify_us = { 50, 50, 50, 50, 50 } }
@@ -325,9 +361,71 @@ describe_model("sweep with a model", function()
     local settings = require("mav.sweep.run").settings { model = model, prompts = prompts,
       drafters = { { text = text, drafter = drafter } }, max_tokens = 24, ignore_eos = true, kv = "f32" }
     settings.path, settings.k_max = path, 4
-    require("mav.sweep.record").run(settings)
+    local done, recorder = 0, require "mav.sweep.record"
+    function settings.on_progress(what, tokens)
+      assert.is_string(what)
+      done = done + tokens
+    end
+    recorder.run(settings)
+    assert.are.equal(recorder.work(settings), done)
     return trace.read(path), drafter
   end
+
+  it("shows drafters no more than the text before them when it records", function()
+    local dir <close> = support.directory()
+    support.write(dir.path .. "/peeks.lua", [[return { draft = function(ids, length, k, out)
+      assert(#ids == length)
+      out[1] = ids[length]
+      return 1
+    end }]])
+    local t = record(dir.path .. "/t", dir.path .. "/peeks.lua")
+    assert.are.equal(24, t.requests[1].tokens)
+    assert.are.equal("peeks", t.requests[1].points[1].by)
+  end)
+
+  it("finds a policy in a file: itself, of a strategy, of function(model)", function()
+    local lanes = require "mav.sweep.lanes"
+    local dir <close> = support.directory()
+    local path = dir.path .. "/mine.lua"
+    local function policy(text)
+      support.write(path, text)
+      return lanes.policy(path)
+    end
+    assert.are.equal("mine", policy("return 3").name)
+    assert.are.equal(3, policy("return 3").make(model).fixed)
+    assert.are.equal("function", policy("return function(stats) return stats.k_max end").make(model).name)
+    assert.are.equal("off", policy("return require 'mav.policy.off' { policy = 3 }").make().name)
+    assert.are.equal(5, policy("return { draft = require 'mav.draft.ngram' {}, policy = 5 }").make().fixed)
+    assert.are.equal("ema", policy("return { draft = require 'mav.draft.ngram' {}, policy = 'ema' }").make().name)
+    local of_model = policy "return function(model) return { policy = model.config.layers } end"
+    assert.are.equal(model.config.layers, of_model.make(model).fixed)
+    assert.are.equal(2, policy("return function(model) return 2 end").make(model).fixed)
+    raises("mine.lua returns function(model), and there is no model here", of_model.make)
+    raises("mine.lua returned a strategy without a policy", policy, "return { draft = require 'mav.draft.ngram' {} }")
+    raises("mine.lua returned nothing", policy, "local x = 1")
+    raises("no function ask", policy, "return {}")
+    raises("mine.lua:1: lost", policy, "error 'lost'")
+  end)
+
+  it("opens every lane before it measures one", function()
+    local function sweep(options)
+      local cells = 0
+      options.model, options.prompts, options.max_tokens, options.context = model, prompts, 8, 128
+      function options.on_cell() cells = cells + 1 end
+      local run = require "mav.sweep.run"
+      local ok, err = pcall(run.run, run.settings(options))
+      return ok and cells or tostring(err), cells
+    end
+    local drafters = { { text = "self=2", drafter = require "mav.draft.self"(2) } }
+    local five = require("mav.sweep.lanes").policy "5"
+    local message, cells = sweep { drafters = drafters, tree = { 2, 1 }, depths = { 1 }, policies = { five } }
+    assert.are.equal("self=2, k 5: policy: k is 5; the strategy's deepest level is 2", message)
+    assert.are.equal(0, cells)
+    message, cells = sweep { drafters = drafters, tree = { 2, 1 }, depths = { 1, 2, 3 } }
+    assert.are.equal("self=2, k 3: the strategy's deepest level is 2", message)
+    assert.are.equal(0, cells)
+    assert.are.equal(2, (sweep { drafters = drafters, tree = { 2, 1 }, depths = { 2 } }))
+  end)
 
   for _, text in ipairs { "ngram", "self=2", "suffix,self=2" } do
     it("replays the steps that the loop makes: " .. text, function()
@@ -423,9 +521,33 @@ describe_command("mav sweep", function()
     assert.are.equal(0, status, err)
     assert.is_truthy(out:find("error of the prediction", 1, true), out)
     support.write(dir.path .. "/mine.lua", "return function(stats) return stats.accepted_mean > 1.5 and 4 or 1 end")
-    out, err, status = run(("--replay '%s' --policy '%s/mine.lua'"):format(path, dir.path))
+    out, err, status = run(("--replay '%s' --policy '%s/mine.lua' --csv '%s/a.csv' --svg '%s/a.svg'"):format(path, dir.path, dir.path,
+      dir.path))
     assert.are.equal(0, status, err)
     assert.is_truthy(out:find "\nmine +%d")
+    assert.is_truthy(support.read(dir.path .. "/a.csv"):find("\nngram,mine,0,all,4,", 1, true))
+    assert.is_truthy(support.read(dir.path .. "/a.svg"):find "</svg>\n$")
+    for _, case in ipairs { { "--k 2", "k" }, { "--draft ngram", "draft" }, { "--max-tokens 128", "max-tokens" }, { "--seed 0", "seed" },
+      { "--temperature 0", "temperature" }, { "--prompts x", "prompts" }, { "--resume x", "resume" }, { "--ignore-eos", "ignore-eos" },
+      { "--model x", "model" }, { "--threads 1", "threads" }, { "--device cpu", "device" } } do
+      out, err, status = run(("--replay '%s' %s"):format(path, case[1]))
+      assert.are.same({ "", 1 }, { out, status })
+      assert.are.equal(("mav sweep: --%s has no meaning with --replay"):format(case[2]), err:match "^(.-%-%-replay)")
+    end
+    for _, case in ipairs { { "--svg x", "svg" }, { "--csv x", "csv" }, { "--json", "json" }, { "--policy 2", "policy" },
+      { "--repeats 1", "repeats" }, { "--resume x", "resume" } } do
+      out, err, status = run(("%s --record '%s' %s"):format(SMALL, path, case[1]))
+      assert.are.same({ "", 1, ("mav sweep: --%s has no meaning with --record\n"):format(case[2]) }, { out, status, err })
+    end
+  end)
+
+  it("measures drafters of files", function()
+    local dir <close> = support.directory()
+    support.write(dir.path .. "/mine.lua", "return function(model) return { draft = require 'mav.draft.self'(2), policy = 1 } end")
+    local out, err, status = run(("%s --draft ngram+'%s/mine.lua' --k 1 --policy '%s/mine.lua'"):format(SMALL, dir.path, dir.path))
+    assert.are.equal(0, status, err)
+    assert.is_truthy(out:find "\nngram%+mine.lua +1 ")
+    assert.is_truthy(out:find "\nngram%+mine.lua +mine ")
   end)
 
   it("fails in one line that says what is wrong", function()
