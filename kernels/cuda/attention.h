@@ -16,18 +16,18 @@
 #define SPLITS_EVEN 128
 #define SPLITS_EACH 64
 
-MAVK_FN int64_t split_begin(int64_t s) {
+MAVK_FN int32_t split_begin(int32_t s) {
   if (s < SPLITS_EVEN) return s;
-  const int64_t octave = (s - SPLITS_EVEN) / SPLITS_EACH, k = (s - SPLITS_EVEN) % SPLITS_EACH;
-  return (SPLITS_EVEN << octave) + k * ((SPLITS_EVEN / SPLITS_EACH) << octave);
+  const int32_t octave = (s - SPLITS_EVEN) / SPLITS_EACH, k = (s - SPLITS_EVEN) % SPLITS_EACH;
+  return (SPLITS_EVEN + k * (SPLITS_EVEN / SPLITS_EACH)) << octave;
 }
 
 /* The split that tile i is in. */
-MAVK_FN int64_t split_of(int64_t i) {
-  int64_t octave = 0;
+MAVK_FN int32_t split_of(int32_t i) {
+  int32_t octave = 0;
+  while (i >> octave >= 2 * SPLITS_EVEN) octave++;
   if (i < SPLITS_EVEN) return i;
-  while (i >= (int64_t)(SPLITS_EVEN << 1) << octave) octave++;
-  return SPLITS_EVEN + octave * SPLITS_EACH + (i - (SPLITS_EVEN << octave)) / ((SPLITS_EVEN / SPLITS_EACH) << octave);
+  return SPLITS_EVEN + octave * SPLITS_EACH + ((i >> octave) - SPLITS_EVEN) / (SPLITS_EVEN / SPLITS_EACH);
 }
 
 /* ---- rows -----------------------------------------------------------------------------------------------------------------------
@@ -138,6 +138,13 @@ KV_FN void pair_widen(uint32_t x[2], const pair<DTYPE> &p) {
 /* The next bf16 plane of x, in the upper half, which is taken away from it. Three planes hold all 24 bits. */
 KV_FN uint32_t plane_take(uint32_t *x) {
   const uint32_t top = *x & 0xffff0000u;
+  *x = mavk_bits_from_f32(mavk_f32_from_bits(*x) - mavk_f32_from_bits(top));
+  return top;
+}
+
+/* The same, but nearest: two planes leave 2^-18 of x. For finite numbers. */
+KV_FN uint32_t plane_round(uint32_t *x) {
+  const uint32_t top = (*x + 0x7fffu + (*x >> 16 & 1u)) & 0xffff0000u;
   *x = mavk_bits_from_f32(mavk_f32_from_bits(*x) - mavk_f32_from_bits(top));
   return top;
 }
