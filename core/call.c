@@ -454,11 +454,7 @@ static void note_known(const mav_tensor *t, int64_t bound) {
 /* At once, on a device: what the host wrote goes there before, what the op writes is not on the host's side. */
 static mav_err run_on_device(call *c) {
   MAV_RT_TRY_ALIVE(c->rt);
-  for (int i = 0; i < c->use_count; i++) MAV_TRY(mav__mirror_flush(c->uses[i].buffer));
-  if (c->rows) MAV_TRY(mav__mirror_flush(c->rows->table->buffer));
-  if (c->next) MAV_TRY(mav__mirror_flush(c->next->table->buffer));
-  if (c->kv) MAV_TRY(mav__mirror_flush(c->kv->keys->buffer));
-  for (int i = 0; c->kv && i < c->kv->groups; i++) MAV_TRY(mav__mirror_flush(c->kv->group[i].table->buffer));
+  MAV_TRY(mav__mirror_flush(c->rt));
   MAV_TRY(c->rt->backend->run(c->rt, &(mav__node){c->op, c->blob}, 1));
   for (int i = 0; i < c->use_count; i++)
     if (c->uses[i].written) mav__device_wrote(c->uses[i].buffer, 0);

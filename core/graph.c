@@ -184,14 +184,7 @@ static void patch(mav_graph *g) {
 
 #define MAIL_BYTES_MAX ((size_t)16 << 10) /* a result up to here comes with the mail; the host asks for larger ones */
 
-static mav_err note_mirrored(mav_graph *g, mav__buffer *b) {
-  if (!b->host) return MAV_OK;
-  for (int64_t i = 0; i < g->mirrored.count; i++)
-    if (g->mirrored.at[i] == b) return MAV_OK;
-  return PUSH(g, mirrored, b);
-}
-
-/* Which buffers the host shares with the nodes: those it may read after a launch get memory on its side. */
+/* Results that the host may read after a launch get memory on its side. */
 static mav_err mirror(mav_graph *g) {
   int64_t n = 0;
   for (int64_t i = 0; i < g->written.count; i++) {
@@ -201,13 +194,6 @@ static mav_err mirror(mav_graph *g) {
     if (b->bytes <= MAIL_BYTES_MAX) MAV_TRY(mav__mirror_add(b, "graph_end"));
   }
   g->written.count = n;
-  for (int64_t i = 0; i < g->held.count; i++) MAV_TRY(note_mirrored(g, g->held.at[i]));
-  for (int64_t i = 0; i < g->held_rows.count; i++) MAV_TRY(note_mirrored(g, g->held_rows.at[i]->table->buffer));
-  for (int64_t i = 0; i < g->held_kvs.count; i++) {
-    const mav_kv *kv = g->held_kvs.at[i];
-    MAV_TRY(note_mirrored(g, kv->keys->buffer));
-    for (int k = 0; k < kv->groups; k++) MAV_TRY(note_mirrored(g, kv->group[k].table->buffer));
-  }
   return MAV_OK;
 }
 
@@ -288,7 +274,6 @@ void mav_graph_release(mav_graph *g) {
   mav__free(g->held_rows.at);
   mav__free(g->held_kvs.at);
   mav__free(g->written.at);
-  mav__free(g->mirrored.at);
   mav_rows_release(g->rows);
   mav_runtime_release(g->rt);
   mav__free(g);
@@ -305,8 +290,7 @@ static mav_err ready(mav_graph *g, const char *op) {
   if (!g->rt->backend->is_device) return MAV_OK;
   MAV_RT_TRY_ALIVE(g->rt);
   if (moved || !g->exec) MAV_TRY(make(g));
-  for (int64_t i = 0; i < g->mirrored.count; i++) MAV_TRY(mav__mirror_flush(g->mirrored.at[i]));
-  return MAV_OK;
+  return mav__mirror_flush(g->rt);
 }
 
 /* The nodes' results are new; ticket: of the launch that mails them, or 0. */

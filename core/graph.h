@@ -57,7 +57,6 @@ struct mav_graph {
   mav_graph_stats stats;
   /* ---- on a device ---- */
   MAV__LIST(mav__buffer *) written;  /* by the nodes; borrowed from held and held_rows */
-  MAV__LIST(mav__buffer *) mirrored; /* that the nodes use: uploaded before a launch, where the host wrote */
   void *exec;                        /* the backend's executable; NULL: to be made at the next launch */
   uint64_t ticket;                   /* of the last launch; 0: none */
   int64_t launched_ns;               /* when it was; 0: its end was seen */

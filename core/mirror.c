@@ -6,7 +6,7 @@
  *
  * Invariants of a mirrored buffer: (1) where the host wrote since the last upload (dirty) its side is right, elsewhere the device's is.
  * (2) Before the host reads or writes, its side is brought up to date: by waiting for the launch whose mail brings it (ticket), or, where
- * no mail does (stale), by a copy. (3) Before the device gets work that uses it, what is dirty is uploaded, in order with that work;
+ * no mail does (stale), by a copy. (3) Before the device gets work, what is dirty is uploaded, in order with that work;
  * so both sides may go on at once. A device that fails leaves the host's side as it is: the runtime remembers, and the next call that
  * needs the device says so. */
 #include <string.h>
@@ -24,15 +24,36 @@ mav_err mav__mirror_add(mav__buffer *b, const char *op) {
 
 void mav__mirror_remove(mav__buffer *b) {
   if (!b->host) return;
+  for (mav__buffer **at = &b->rt->dirty; b->is_listed && *at; at = &(*at)->next_dirty)
+    if (*at == b) {
+      *at = b->next_dirty;
+      break;
+    }
   if (b->ticket && !b->rt->failed) b->rt->backend->wait(b->rt, b->ticket);
   b->rt->backend->pinned_free(b->rt, b->host, b->bytes);
   b->host = NULL;
 }
 
+static mav_err upload(mav__buffer *b) {
+  const size_t at = b->dirty_from, bytes = b->dirty_to - at;
+  if (!bytes) return MAV_OK;
+  MAV_TRY(b->rt->backend->copy_in(b->rt, (char *)b->data + at, (char *)b->host + at, bytes));
+  b->dirty_from = b->dirty_to = 0;
+  return MAV_OK;
+}
+
+mav_err mav__mirror_flush(mav_runtime *rt) {
+  for (mav__buffer *b; (b = rt->dirty); rt->dirty = b->next_dirty) {
+    MAV_TRY(upload(b));
+    b->is_listed = false;
+  }
+  return MAV_OK;
+}
+
 void *mav__mirror_read(mav__buffer *b) {
   mav_runtime *rt = b->rt;
   if (b->stale) {
-    if (mav__mirror_flush(b) || rt->backend->copy_out(rt, b->host, b->data, b->bytes)) return b->host;
+    if (upload(b) || rt->backend->copy_out(rt, b->host, b->data, b->bytes)) return b->host;
     b->stale = false;
     b->ticket = 0;
   } else if (b->ticket) {
@@ -52,16 +73,13 @@ void *mav__mirror_write(mav__buffer *b, size_t at, size_t bytes) {
     if (at < b->dirty_from) b->dirty_from = at;
     if (at + bytes > b->dirty_to) b->dirty_to = at + bytes;
   }
+  if (!b->is_listed) {
+    b->is_listed = true;
+    b->next_dirty = b->rt->dirty;
+    b->rt->dirty = b;
+  }
   b->version++;
   return p;
-}
-
-mav_err mav__mirror_flush(mav__buffer *b) {
-  const size_t at = b->dirty_from, bytes = b->dirty_to - at;
-  if (!b->host || !bytes) return MAV_OK;
-  MAV_TRY(b->rt->backend->copy_in(b->rt, (char *)b->data + at, (char *)b->host + at, bytes));
-  b->dirty_from = b->dirty_to = 0;
-  return MAV_OK;
 }
 
 void mav__device_wrote(mav__buffer *b, uint64_t ticket) {

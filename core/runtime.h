@@ -22,6 +22,7 @@ struct mav_runtime {
   int64_t device_live, device_max;
   void *arena; /* planned memory of all graphs; its contents are dead between launches */
   size_t arena_bytes;
+  struct mav__buffer *dirty; /* of a device: buffers that the host wrote; mirror.c */
   uint32_t arena_version; /* changes when the arena moves: graphs then patch their pointers */
 };
 

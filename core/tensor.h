@@ -32,6 +32,8 @@ typedef struct mav__buffer {
   void *host;            /* pinned memory with the same contents; NULL: not mirrored */
   uint64_t ticket;       /* the launch whose mail brings the host's side; 0: none */
   size_t dirty_from, dirty_to; /* bytes that the host wrote since the last upload; equal: none */
+  bool is_listed;              /* in the runtime's list of buffers that may be dirty */
+  struct mav__buffer *next_dirty;
   uint64_t version;      /* counts what wrote it */
   uint64_t known_version;
   int64_t known_bound;   /* at known_version all its i32 values were indices below this; 0: unknown */
@@ -42,8 +44,8 @@ mav_err mav__mirror_add(mav__buffer *b, const char *op);
 void mav__mirror_remove(mav__buffer *b);
 void *mav__mirror_read(mav__buffer *b);
 void *mav__mirror_write(mav__buffer *b, size_t at, size_t bytes);
-/* Uploads what the host wrote: before work that uses the buffer is given to the device. */
-mav_err mav__mirror_flush(mav__buffer *b);
+/* Uploads what the host wrote into any buffer: before work is given to the device. */
+mav_err mav__mirror_flush(mav_runtime *rt);
 /* Work that writes the buffer was given to the device; ticket: the launch that mails it, or 0. */
 void mav__device_wrote(mav__buffer *b, uint64_t ticket);
 

@@ -112,8 +112,7 @@ mav_err mav_tensor_copy_into(mav_tensor *dst, mav_tensor *src) {
                        mav__shape_text(b, sizeof b, dst->dims, dst->shape));
   MAV_RT_TRY_ALIVE(rt);
   mavk_args_cast args = {.x = mav__tensor_array(src), .dtype = (int32_t)dst->dtype, .y = mav__tensor_array(dst)};
-  MAV_TRY(mav__mirror_flush(src->buffer));
-  MAV_TRY(mav__mirror_flush(dst->buffer));
+  MAV_TRY(mav__mirror_flush(rt));
   MAV_TRY(rt->backend->run(rt, &(mav__node){MAVK_OP_cast, &args}, 1));
   mav__device_wrote(dst->buffer, 0);
   return MAV_OK;

@@ -10,19 +10,17 @@
 
 #include "graph.h"
 
+#include "device.h"
+
 #define V 64 /* vocabulary of the graphs */
 
 static mav_runtime *rt;
 
-static int setup(void **state) {
-  (void)state;
-  return mav_runtime_new(&rt, &(mav_runtime_options){.device = "ref"}, NULL);
-}
+static int setup(void **state) { return mav_runtime_new(&rt, &(mav_runtime_options){.device = *state}, NULL); }
 
 static int teardown(void **state) {
   (void)state;
-  mav_runtime_release(rt);
-  assert_int_equal(mav__mem_live(), 0);
+  release_device(rt);
   return 0;
 }
 
@@ -42,8 +40,8 @@ static mav_tensor *ints(int64_t count) {
   return t;
 }
 
-static int32_t *values(mav_tensor *t) { return mav__tensor_pointer(t); }
-static int32_t *field(mav_spec *s, mav__rows_field f) { return mav__rows_at(mav_spec_tree(s), f); }
+static int32_t *values(mav_tensor *t) { return host_of(t); }
+static int32_t *field(mav_spec *s, mav__rows_field f) { return mav__rows_edit(mav_spec_tree(s), f); }
 
 static mav_graph *capture(mav_rows *rows, mav_tensor *table) {
   mav_graph *g;
@@ -716,5 +714,5 @@ int main(void) {
       cmocka_unit_test(test_allocation_failures),
       cmocka_unit_test(test_references),
   };
-  return cmocka_run_group_tests(tests, setup, teardown);
+  return run_on_devices(tests, sizeof tests / sizeof *tests, setup, teardown);
 }
