@@ -8,6 +8,7 @@ local cli = require "mav.cli"
 local fault = require "mav.maverick.fault"
 local mav = require "mav"
 local moe = require "mav.maverick.moe"
+local packs = require "mav.maverick.packs"
 local progress = require "mav.sweep.progress"
 local prompts = require "mav.sweep.prompts"
 local source = require "mav.weights_tools.source"
@@ -99,6 +100,16 @@ function calibrate.measure(model, lists, done)
   return most
 end
 
+--- Packs are mapped, which checks nothing; scales of damaged weights would be wrong and look right. Raises.
+local function check_packs(dir)
+  local path = packs.find(dir)
+  if not path then return true end
+  local pack = fault.check(mav.pack(path))
+  for _, name in ipairs(pack:names()) do fault.check(pack:check(name)) end
+  pack:close()
+  return true
+end
+
 -- ---- the command ---------------------------------------------------------------------------------------------------------
 
 local EXAMPLE = [[
@@ -115,6 +126,8 @@ local function run(arg)
   p:option("--threads", "threads of the cpu team (default: one per processor)"):argname("N"):convert(cli.integer(1, 256))
   local args = cli.parse(p, arg)
   local list = prompts.read(args.prompts)
+  local ok, wrong = fault.catch(check_packs, args.model)
+  if not ok then cli.fail("%s", tostring(wrong)) end
   local model = cli.load { model = args.model, device = "auto", threads = args.threads, activations = "f32" }
   prompts.encode(list, model, 0)
   local lists, tokens = {}, 0

@@ -168,15 +168,10 @@ local function verify(paths, progress)
 end
 convert.verify = verify
 
-local function make_directory(out)
-  if os.execute("mkdir -p -- " .. source.quoted(out)) ~= true then fault.raise("IO", out, "the directory cannot be made") end
-end
-convert.make_directory = make_directory
-
 local function do_convert(src, out, options)
   local p, items, meta = prepare(src, options)
   sink.tensors(items, p.ranks, src) -- refuses before anything is made
-  make_directory(out)
+  source.make_packs_directory(src, out)
   local measured = earlier(out, meta, options.fresh)
   local function save() source.write(out .. STATE, mav.json.encode { source = meta.source, errors = measured }) end
   local progress = options.progress or function() end
@@ -269,7 +264,7 @@ local function run(arg)
   end
   local meter = show.meter(args.source)
   options.progress = meter.update
-  local report, err = convert.convert(args.source, args.out, options)
+  local report, err = show.resumable(convert.convert, args.source, args.out, options)
   meter.finish()
   if not report then cli.fail("%s", tostring(err)) end
   if args.report then source.write(args.report, mav.json.encode(report, { indent = 2 }) .. "\n") end

@@ -268,7 +268,7 @@ local function do_export(path, out, options)
   local begun, progress = mav.now(), options.progress or function() end
   local model = logical.open(path)
   local raw, dir = read_config(model)
-  if dir and dir == out then fault.raise("INVALID", out, "is where the packs are; give another directory") end
+  if dir and source.is_same(dir, out) then fault.raise("INVALID", out, "is the source itself; give another directory") end
   local list = tensors_of(model, options.dtype or "keep")
   local kv = list.dtype == "keep" and model.kv or nil
   if not kv then

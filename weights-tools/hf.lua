@@ -4,6 +4,7 @@
 --- appears under its name when it is whole.
 local fault = require "mav.maverick.fault"
 local mav = require "mav"
+local reader = require "mav.maverick.reader"
 local source = require "mav.weights_tools.source"
 
 local hf = {}
@@ -133,7 +134,11 @@ function hf.write(dir, shards, put)
   local files, map, total = {}, {}, 0
   for i, shard in ipairs(shards) do
     files[i] = #shards == 1 and "model.safetensors" or ("model-%05d-of-%05d.safetensors"):format(i, #shards)
-    write_shard(dir .. "/" .. files[i], shard, put)
+    local ok, err = pcall(write_shard, dir .. "/" .. files[i], shard, put)
+    if not ok then
+      for k = 1, i - 1 do os.remove(dir .. "/" .. files[k]) end -- a part of a model is none
+      error(err, 0)
+    end
     for _, t in ipairs(shard) do
       map[t.name], total = files[i], total + t.bytes
     end
@@ -145,16 +150,19 @@ function hf.write(dir, shards, put)
   return files
 end
 
---- Makes a directory for a model; one that is there is replaced only with `force`.
+local OF_A_MODEL = { "config.json", "model.safetensors.index.json", "hf_quant_config.json", "model*.safetensors", "model-*-of-*.mav",
+  "model-*-of-*.mav.part", "model-*-of-*.mav.journal", "conversion.part.json" } -- patterns of the shell
+
+--- Makes a directory for a model; one that is there is replaced only with `force`: its safetensors, or packs, and config.json.
 function hf.prepare(dir, force)
-  local there = io.open(dir .. "/config.json", "rb")
-  if there then
-    there:close()
+  local at = source.quoted(dir)
+  if reader.exists(dir .. "/config.json") or os.execute(("ls -- %s/model-*-of-*.mav >/dev/null 2>&1"):format(at)) == true then
     if not force then fault.raise("STATE", dir, "a model is there already; give another directory, or --force to replace it") end
-    local at = source.quoted(dir)
-    os.execute(("rm -f -- %s/model*.safetensors %s/model.safetensors.index.json %s/hf_quant_config.json"):format(at, at, at))
+    local words = {}
+    for i, pattern in ipairs(OF_A_MODEL) do words[i] = at .. "/" .. pattern end
+    os.execute("rm -f -- " .. table.concat(words, " "))
   end
-  if os.execute("mkdir -p -- " .. source.quoted(dir)) ~= true then fault.raise("IO", dir, "the directory cannot be made") end
+  source.make_directory(dir)
 end
 
 return hf

@@ -242,8 +242,7 @@ local function add_piece(self, x, y)
   else
     self.max_abs = math.max(self.max_abs, number(largest, d))
   end
-  self.noise, self.signal = self.noise + noise, self.signal + number(dot, x, x)
-  self.other, self.both = self.other + number(dot, y, y), self.both + number(dot, x, y)
+  self.noise, self.signal, self.other = self.noise + noise, self.signal + number(dot, x, x), self.other + number(dot, y, y)
   d:close()
 end
 
@@ -272,7 +271,7 @@ end
 ---@param progress function   (bytes of a)
 function logical.compare(a, b, progress)
   local self = setmetatable({ exact = a.dtype == b.dtype and a.is_quantized == b.is_quantized, elements = 0, different = 0, max_abs = 0.0,
-    noise = 0.0, signal = 0.0, other = 0.0, both = 0.0, is_finite = true }, Difference)
+    noise = 0.0, signal = 0.0, other = 0.0, is_finite = true }, Difference)
   a:each_block(function(group, first, last)
     local x, y = a:block(group, first, last), b:block(group, first, last)
     local sx, sy = a:scales(group, first, last), b:scales(group, first, last)
@@ -305,13 +304,21 @@ function Difference:values(a, b, group, first, last)
   end
 end
 
+--- The cosine of vectors with these squared lengths, from that of their difference; nil when one is zero. The sums are of f32 (an error
+--- of 1e-7 or so), and sum(x y) over their root may come out above 1; this way the error is of what is missing to 1.
+local function cosine(signal, other, noise)
+  if signal == 0 or other == 0 then return nil end
+  local apart = noise - (math.sqrt(signal) - math.sqrt(other)) ^ 2 -- 2 |x| |y| (1 - cosine)
+  return math.max(-1, 1 - math.max(0, apart) / (2 * math.sqrt(signal * other)))
+end
+
 function Difference:result()
   local has_noise = self.noise > 0
   return { exact = self.exact, elements = self.elements, different = self.different, is_finite = self.is_finite,
     max_abs = self.is_finite and self.max_abs or math.huge,
     relative = self.is_finite and (has_noise and math.sqrt(self.noise / self.signal) or 0.0) or math.huge, -- x / 0 is infinite
     sqnr_db = self.is_finite and has_noise and 10 * math.log(self.signal / self.noise, 10) or nil,
-    cosine = self.is_finite and self.signal > 0 and self.other > 0 and self.both / math.sqrt(self.signal * self.other) or nil }
+    cosine = self.is_finite and cosine(self.signal, self.other, self.noise) or nil }
 end
 
 return logical

@@ -50,7 +50,7 @@ local function do_reshard(dir, out, options)
   end
   meta.lz4 = convert.compressed(items)
   sink.tensors(items, ranks, dir)
-  convert.make_directory(out)
+  source.make_packs_directory(dir, out)
   for _, item in ipairs(items) do total = total + sink.bytes { item } end
   local progress, done, begun = options.progress or function() end, 0, mav.now()
   local s <close> = sink.open(out, items, meta, ranks, { fresh = options.fresh, chunk_bytes = options.chunk_bytes,
@@ -95,8 +95,8 @@ local function run(arg)
   p:flag("--json", "print the result as JSON")
   local args = cli.parse(p, arg)
   local meter = show.meter(args.source)
-  local report, err = reshard.reshard(args.source, args.out, { ranks = args.ranks, compress = args.compress, fresh = args.fresh,
-    verify = args.verify, progress = meter.update })
+  local report, err = show.resumable(reshard.reshard, args.source, args.out, { ranks = args.ranks, compress = args.compress,
+    fresh = args.fresh, verify = args.verify, progress = meter.update })
   meter.finish()
   if not report then cli.fail("%s", tostring(err)) end
   io.write(args.json and mav.json.encode(report, { indent = 2 }) .. "\n" or show.result(report))

@@ -81,4 +81,15 @@ function show.meter(name)
   return { update = update, finish = function() if line then line:finish() end end }
 end
 
+--- Calls f, whose work is taken up where it was: says so when it is interrupted.
+function show.resumable(f, ...)
+  local function finish(ok, ...)
+    if ok then return ... end
+    local err = ...
+    if tostring(err):find("interrupted!", 1, true) then error("interrupted! The same command goes on where this one was", 0) end
+    error(err, 0)
+  end
+  return finish(pcall(f, ...))
+end
+
 return show

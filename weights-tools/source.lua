@@ -1,5 +1,6 @@
 --- The files of a conversion's source, and whether they are still what they were when it began.
 local fault = require "mav.maverick.fault"
+local packs = require "mav.maverick.packs"
 local reader = require "mav.maverick.reader"
 
 local source = {}
@@ -73,6 +74,28 @@ function source.check(described, when, advice)
       fault.raise("STATE", described.dir .. "/" .. name, "changed %s (%s)%s", when, how, advice or "")
     end
   end
+end
+
+--- Makes a directory, and those above it.
+function source.make_directory(dir)
+  local pipe = io.popen(("LC_ALL=C mkdir -p -- %s 2>&1"):format(quoted(dir)))
+  local said = pipe:read "a"
+  if pipe:close() then return end
+  local why = said:match ": ([^:\n]+)%s*$"
+  fault.raise("IO", dir, "%s", why == "File exists" and "is a file; a directory is expected"
+    or ("the directory cannot be made%s"):format(why and ": " .. why or ""))
+end
+
+--- Are both paths there, and the same file or directory?
+function source.is_same(a, b) return os.execute(("test %s -ef %s"):format(quoted(a), quoted(b))) == true end
+
+--- Makes the directory for packs of what is in `from`. Packs have a directory of their own: beside safetensors nobody could tell which of
+--- them are the model.
+function source.make_packs_directory(from, out)
+  if source.is_same(from, out) then fault.raise("INVALID", out, "is the source itself; give another directory") end
+  local name = packs.safetensors(out)
+  if name then fault.raise("STATE", out, "%s is there: packs need a directory without safetensors; give another", name) end
+  source.make_directory(out)
 end
 
 --- Copies the files beside the tensors, each by way of a temporary name.

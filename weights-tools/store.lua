@@ -11,6 +11,7 @@
 ---   meta      of packs; metadata of a GGUF file
 ---   ranks     of packs
 local fault = require "mav.maverick.fault"
+local find_pack = require("mav.maverick.packs").find
 local mav = require "mav"
 local reader = require "mav.maverick.reader"
 local whole = require "mav.weights_tools.whole"
@@ -156,6 +157,8 @@ local function open_packs(path, packs, kind)
   function self.read(s, entry, group, first, last)
     local E, N, K = s:geometry(entry.name)
     if entry.raw and entry.layout == "row" and (#packs == 1 or not entry.cut) then
+      local line = K * WIDTH[entry.dtype]
+      fault.check(packs[1]:check(entry.name, ((group - 1) * N + first) * line, (last - first) * line)) -- mapped tensors are not
       local t = fault.check(packs[1]:tensor(entry.name))
       return t:reshape({ E, N, K }):select(1, group):slice(1, first + 1, last)
     end
@@ -234,6 +237,7 @@ function store.open(path)
   local self
   if directory == nil then fault.raise("NOTFOUND", path, "no such file or directory") end
   if directory then
+    find_pack(path) -- refuses safetensors beside packs
     if whole.ranks(path) then
       self = open_packs(path, whole.open(path), "packs")
     elseif reader.exists(path .. "/model.safetensors") or reader.exists(path .. "/model.safetensors.index.json") then

@@ -12,6 +12,7 @@ local cli = require "mav.cli"
 local config = require "mav.maverick.config"
 local fault = require "mav.maverick.fault"
 local logical = require "mav.weights_tools.logical"
+local maverick_packs = require "mav.maverick.packs"
 local mav = require "mav"
 local reader = require "mav.maverick.reader"
 local show = require "mav.weights_tools.show"
@@ -32,6 +33,9 @@ Report.__index = Report
 
 function Report:problem(kind, text, ...)
   text = select("#", ...) > 0 and text:format(...) or text
+  local key = text:gsub("^pack_%l+: ", "")
+  if self.told[key] then return end -- damage is met by several checks
+  self.told[key] = true
   self.problems[#self.problems + 1] = { kind = kind, text = text }
 end
 
@@ -89,6 +93,23 @@ local function check_hashes(report, packs, progress)
 end
 
 --- What every rank has must be the same in all.
+local function check_copies_of(report, packs, item, progress)
+  local bytes, step = item.bytes // #packs, 16 << 20
+  for first = 0, bytes - 1, step do
+    local count, expected = math.min(step, bytes - first), nil
+    for _, pack in ipairs(packs) do
+      local text = fault.check(pack:read(item.name, first, count)):bytes()
+      expected = expected or text
+      if text ~= expected then
+        report:problem("ranks", "%s: tensor %s is not the same as in rank 0", pack.path, item.name)
+        break
+      end
+    end
+    progress(count * #packs)
+    collectgarbage "step"
+  end
+end
+
 local function check_copies(report, packs, items, progress)
   local total, done = 0, 0
   for _, item in ipairs(items) do
@@ -96,22 +117,10 @@ local function check_copies(report, packs, items, progress)
   end
   for _, item in ipairs(items) do
     if not item.cut then
-      local bytes = item.bytes // #packs
-      local step = 16 << 20
-      for first = 0, bytes - 1, step do
-        local count, expected = math.min(step, bytes - first), nil
-        for _, pack in ipairs(packs) do
-          local text = fault.check(pack:read(item.name, first, count)):bytes()
-          expected = expected or text
-          if text ~= expected then
-            report:problem("ranks", "%s: tensor %s is not the same as in rank 0", pack.path, item.name)
-            break
-          end
-        end
-        done = done + count * #packs
+      report:try("ranks", check_copies_of, report, packs, item, function(bytes)
+        done = done + bytes
         progress(done, total, "copies")
-        collectgarbage "step"
-      end
+      end)
     end
   end
 end
@@ -290,14 +299,15 @@ end
 
 local function do_verify(dir, options)
   local progress = options.progress or function() end
-  local report = setmetatable({ path = dir, packs = mav.json.array {}, problems = mav.json.array {} }, Report)
+  maverick_packs.find(dir) -- refuses safetensors beside them
+  local report = setmetatable({ path = dir, packs = mav.json.array {}, problems = mav.json.array {}, told = {} }, Report)
   local packs = open_packs(report, dir)
-  if options.hashes ~= false then check_hashes(report, packs, progress) end
+  if options.hashes ~= false and #packs > 0 then check_hashes(report, packs, progress) end
   local are_all = #packs == report.ranks
   if are_all then
     local items = report:try("ranks", function() return whole.items(whole.open(dir)) end)
     if items then
-      if #packs > 1 then report:try("ranks", check_copies, report, packs, items, progress) end
+      if #packs > 1 then check_copies(report, packs, items, progress) end
       check_complete(report, dir, items)
       check_scales(report, dir, items)
       if options.source then check_source(report, dir, options.source, progress) end
@@ -346,7 +356,7 @@ local function text_of(report)
     local verdict = bad[kind] and (": %d problem%s"):format(bad[kind], bad[kind] == 1 and "" or "s") or ", ok"
     lines[#lines + 1] = ("  %-9s %s%s"):format(kind, text, verdict)
   end
-  if report.hashes then
+  if report.hashes then -- not where no pack could be opened
     line("hashes", ("%s in %.1f s, %.2f GB/s"):format(show.bytes(report.hashes.bytes), report.hashes.seconds,
       report.hashes.bytes / math.max(report.hashes.seconds, 1e-6) / 1e9))
   end

@@ -6,6 +6,8 @@
 ---      mapped = false copies everything into huge pages, by all threads. Decoding from those is 3 to 7 percent faster than from a
 ---      file in pages of 4 KiB; where the file system has large folios (ext4 from Linux 6.16, xfs), there is no such difference.
 ---   3. Weights are what the pack says: dtype, scale, the rounding of activations. Another dtype is a conversion into memory.
+---      Mapped tensors are what the file holds, unchecked (`mav weights verify` checks it); copies and conversions read every byte, and
+---      stop at the first chunk whose hash is wrong.
 ---   4. One pack of one rank holds the whole model. A rank of several is refused: the ops would compute with a part of the weights.
 local mav = require "mav"
 local fault = require "mav.maverick.fault"
@@ -25,12 +27,26 @@ local function exists(path)
   return file ~= nil
 end
 
---- The pack of a directory: its path, and of how many ranks it is the first; nil: there is none.
+--- The name of a safetensors file that makes a directory a checkpoint; nil: there is none.
+function packs.safetensors(dir)
+  for _, name in ipairs { "model.safetensors", "model.safetensors.index.json" } do
+    if exists(dir .. "/" .. name) then return name end
+  end
+end
+
+--- The pack of a directory: its path, and of how many ranks it is the first; nil: there is none. Raises when safetensors are there too:
+--- which of them are the model is not for a loader to guess.
 function packs.find(dir)
-  if exists(path_of(dir, 0, 1)) then return path_of(dir, 0, 1), 1 end
-  if exists(dir .. "/model.safetensors") or exists(dir .. "/model.safetensors.index.json") then return nil end
-  for ranks = 2, RANKS_MAX do
-    if exists(path_of(dir, 0, ranks)) then return path_of(dir, 0, ranks), ranks end
+  for ranks = 1, RANKS_MAX do
+    local path = path_of(dir, 0, ranks)
+    if exists(path) then
+      local other = packs.safetensors(dir)
+      if other then
+        fault.raise("STATE", dir, "packs (%s) and safetensors (%s) are both there; keep one of them in a directory of its own",
+          path:match "[^/]*$", other)
+      end
+      return path, ranks
+    end
   end
 end
 
@@ -92,8 +108,8 @@ end
 local function open(path, ranks)
   local pack = fault.check(mav.pack(path))
   if pack.ranks > 1 or ranks > 1 then
-    fault.raise("UNSUPPORTED", path, "has rank %d of %d; one device runs packs of one rank. Use %d ranks, or make one of them: "
-      .. "mav weights reshard --ranks 1", pack.rank, pack.ranks, pack.ranks)
+    fault.raise("UNSUPPORTED", path, "is rank %d of %d; this version runs packs of one rank. Make them: "
+      .. "mav weights reshard %s OUT --ranks 1", pack.rank, pack.ranks, path:match "^(.*)/[^/]*$")
   end
   return pack
 end
@@ -215,6 +231,10 @@ local function load_entry(entry, pack, options, asked)
   if options.activations == "f32" then info.act = "none" end
   if asked == "f8" and not entry.linear then asked = nil end
   local converts = asked and asked ~= info.dtype
+  if converts or options.mapped == false then -- all of it is read, but not all by way of a copy
+    if converts then fault.check(pack:check(entry.name)) end
+    if info.scale then fault.check(pack:check(info.scale)) end
+  end
   local t = fault.check(pack:tensor(entry.name, { runtime = rt, copy = not converts and options.mapped == false }))
   if not converts then
     if info.scale and info.act == "none" then t:set_scale(t.scale) end

@@ -4,6 +4,7 @@ local S = dofile(here .. "/support.lua")
 local config = require "mav.maverick.config"
 local convert = require "mav.weights_tools.convert"
 local mav = require "mav"
+local reshard = require "mav.weights_tools.reshard"
 local weights = require "mav.maverick.weights"
 
 --- What the loader makes of the directory: { [name] = tensor }.
@@ -222,8 +223,41 @@ end)
 
 -- ---- reshard -------------------------------------------------------------------------------------------------------------------
 
+describe("the directory for packs", function()
+  local function refused(text, f, ...)
+    local ok, err = f(...)
+    assert.is_nil(ok)
+    assert.is_truthy(tostring(err):find(text, 1, true), tostring(err))
+  end
+
+  it("is not that of the source, and has no safetensors", function()
+    local dir <close> = S.directory()
+    local m = dir.path .. "/m"
+    S.copy_directory(S.tiny, m)
+    refused("m: is the source itself; give another directory", convert.convert, m, m)
+    refused("is the source itself", convert.convert, m, dir.path .. "/./m/")
+    assert.is_false(S.exists(m .. "/conversion.part.json"))
+    refused("m: model.safetensors is there: packs need a directory without safetensors", convert.convert, S.tiny, m)
+    local p = dir.path .. "/p"
+    assert(convert.convert(S.tiny, p))
+    refused("p: is the source itself", reshard.reshard, p, p, { ranks = 2 })
+    refused("packs need a directory without safetensors", reshard.reshard, p, m, { ranks = 2 })
+  end)
+
+  it("is a directory", function()
+    local dir <close> = S.directory()
+    S.write(dir.path .. "/f", "x")
+    refused("f: is a file; a directory is expected", convert.convert, S.tiny, dir.path .. "/f")
+    refused("f/g: the directory cannot be made: Not a directory", convert.convert, S.tiny, dir.path .. "/f/g")
+    if S.binary then
+      local out, status = S.shell(("'%s' weights convert '%s' '%s/f'"):format(S.binary, S.tiny, dir.path))
+      assert.are.equal(1, status)
+      assert.are.equal(("mav weights convert: %s/f: is a file; a directory is expected\n"):format(dir.path), out)
+    end
+  end)
+end)
+
 describe("reshard", function()
-  local reshard = require "mav.weights_tools.reshard"
   local function check(model, dtype, options)
     local dir <close> = S.directory()
     for _, R in ipairs(model.ranks) do

@@ -36,6 +36,24 @@ describe("mav weights diff", function()
     assert.equal("(1, 2) and (2, 1)", r.why)
   end)
 
+  it("has no cosine above 1, and sees how far below it is", function()
+    local dir <close> = support.directory()
+    for _, d in ipairs { 1e-7, 1e-6, 1e-4, 1e-2 } do
+      local a, b = { {} }, { {} }
+      for i = 1, 5000 do
+        a[1][i] = 1 + i % 7 / 8
+        b[1][i] = a[1][i] * (1 + (i % 2 == 0 and d or -d))
+      end
+      local r = assert(diff.diff(two(dir.path, a, b))).tensors[1]
+      assert(r.cosine <= 1 and r.cosine > 0.9999, r.cosine)
+      if d >= 1e-4 then assert(math.abs((1 - r.cosine) / (d * d / 2) - 1) < 0.01, 1 - r.cosine) end
+    end
+    local r = assert(diff.diff(two(dir.path, { { 1, 2 } }, { { -1, -2 } }))).tensors[1]
+    assert.equal(-1, r.cosine)
+    r = assert(diff.diff(two(dir.path, { { 1, 2 } }, { { 2, -1 } }))).tensors[1]
+    close_to(0, r.cosine)
+  end)
+
   it("counts zeros of both signs as equal values, not as the same bits", function()
     local dir <close> = support.directory()
     local report = assert(diff.diff(two(dir.path, { { 0.0, 1 } }, { { -0.0, 1 } })))

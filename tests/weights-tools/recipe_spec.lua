@@ -83,6 +83,16 @@ describe("a recipe", function()
     for _, name in ipairs(b:names()) do assert.is_true(a:tensor(name):bytes() == b:tensor(name):bytes()) end
   end)
 
+  it("may have its rules under a key, or return them from its function", function()
+    local dir <close> = S.directory()
+    for i, text in ipairs { "return { rules = { { match = 'head', dtype = 'f16' } } }",
+      "return function(plan) return { { match = 'head', dtype = 'f16' } } end",
+      "return function(plan) return { rules = { { match = 'head', dtype = 'f16' } } } end" } do
+      S.write(dir.path .. "/r.lua", text)
+      assert.are.equal("f16", pack_of(dir.path .. "/out" .. i, dir.path .. "/r.lua"):info("head").dtype)
+    end
+  end)
+
   it("in a file: its text is kept in the pack", function()
     local dir <close> = S.directory()
     local text = "return { { match = 'head', dtype = 'f16' } }\n"
@@ -118,7 +128,17 @@ describe("a wrong recipe", function()
       ["return function(plan) plan:rule { match = 'o$', act = 'static' } end"] = "r.lua:1: act \"static\" needs an in_scale",
       ["return { { match = 'head', dtype = 'fp8' },\n  { match = 'haed' } }"] = "r.lua: rule 2: rule \"haed\" matches no tensor",
       ["return { nmaes = print }"] = "r.lua: unknown key 'nmaes'; rules, names and plan are allowed",
-      ["return 5"] = "r.lua: returns a number; function(plan) or a table of rules is expected",
+      ["return 5"] = "r.lua: returns a number; a recipe returns a table of rules (with names and plan, where needed), or function(plan)",
+      ["return { rules = {}, { match = 'head' } }"] = "r.lua: rules are in the table and under 'rules'; keep one",
+      ["return { rules = print }"] = "r.lua: rules is a function; a table is expected",
+      ["return { rules = { { match = 'haed' } } }"] = "r.lua: rule 1: rule \"haed\" matches no tensor",
+      ["return function() return { { match = 'haed' } } end"] = "r.lua: rule 1: rule \"haed\" matches no tensor",
+      ["return function() return { names = print } end"] = "return a table from the file",
+      ["return function() return true end"] = "r.lua: the function of the plan returned a boolean; nothing, or a table of rules, is",
+      ["return function(plan) return plan end"] = "r.lua: the function of the plan returned the plan; nothing, or a table of rules, is",
+      ["return { draft = print, policy = 3 }"] = "belongs to a decoding strategy, for --strategy; a recipe returns a table of rules",
+      ["return function() return { k_max = 3 } end"] = "r.lua: 'k_max' belongs to a decoding strategy",
+      [S.read(S.root .. "examples/strategies/copy_first.lua")] = "r.lua: a decoding strategy, for --strategy? a recipe returns a table",
       ["return { { match = 'o$', map = function(rows)\n  return rows.x.y\nend } }"] = "r.lua:2: ",
       ["return { { match = 'o$', map = function(rows) return rows:slice(1, 1, 2) end } }"] = "map of layers.0.o returned (2, ",
       ["return { { match = 'o$', map = function() return 7 end } }"] = "map of layers.0.o returned a number; a tensor is expected",

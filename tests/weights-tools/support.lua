@@ -38,6 +38,16 @@ end
 --- A copy of a directory's files.
 function support.copy_directory(from, to) assert(os.execute(("mkdir -p '%s' && cp -p '%s'/*.* '%s'"):format(to, from, to))) end
 
+--- Changes a byte of a tensor in a pack, of the first chunk.
+function support.damage(path, name)
+  local pack = assert(mav.pack(path))
+  local begin = assert(pack:read(name, 0, math.min(4096, pack:info(name).bytes))):bytes()
+  pack:close()
+  local text = support.read(path)
+  local at = assert(text:find(begin, 1, true)) + 10
+  support.write(path, text:sub(1, at - 1) .. string.char(text:byte(at) ~ 4) .. text:sub(at + 1))
+end
+
 --- Runs a shell command line: its output and exit status.
 function support.shell(line)
   local pipe = io.popen(line .. " 2>&1; echo \" $?\"")

@@ -1,5 +1,6 @@
 local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
 local support = dofile(here .. "/../scripts/support.lua")
+local convert = require "mav.weights_tools.convert"
 local mav = require "mav"
 local maverick = require "mav.maverick"
 local synth = require "mav.weights_tools.synth"
@@ -135,6 +136,13 @@ describe("a synthetic checkpoint", function()
     refused("a model is there already", { layers = 2 })
     assert(synth.write(dir.path .. "/m", { layers = 2, force = true }))
     assert.equal(24, #assert(mav.weights(dir.path .. "/m")))
+    assert(convert.convert(dir.path .. "/m", dir.path .. "/p"))
+    os.remove(dir.path .. "/p/config.json")
+    local ok, wrong = synth.write(dir.path .. "/p", { layers = 2 })
+    assert(not ok and tostring(wrong):find("a model is there already", 1, true), tostring(wrong))
+    assert(synth.write(dir.path .. "/p", { layers = 2, force = true }))
+    assert.is_nil((io.open(dir.path .. "/p/model-00000-of-00001.mav")))
+    assert(maverick.load(dir.path .. "/p"))
     local raised, err = pcall(synth.write, dir.path .. "/n", { layer = 2 })
     assert.is_false(raised)
     assert(tostring(err):find("unknown option 'layer'", 1, true), tostring(err))

@@ -1,7 +1,13 @@
 local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
 local support = dofile(here .. "/printed.lua")(dofile(here .. "/support.lua"))
 local mav = require "mav"
+local calibrate = require "mav.weights_tools.calibrate"
 local convert = require "mav.weights_tools.convert"
+local diff = require "mav.weights_tools.diff"
+local export = require "mav.weights_tools.export"
+local inspect = require "mav.weights_tools.inspect"
+local maverick = require "mav.maverick"
+local reshard = require "mav.weights_tools.reshard"
 local synth = require "mav.weights_tools.synth"
 local verify = require "mav.weights_tools.verify"
 
@@ -85,12 +91,67 @@ describe("mav weights verify", function()
     file:close()
     damage(path, size - 20000) -- layers.7.expert_down
     damage(path, size - 200000)
-    local report = has_problem(dir.path, "hashes", "it is damaged")
+    local report = has_problem(dir.path, "hashes", " is damaged (bytes ")
     assert.equal(2, #report.problems)
     assert(report.problems[1].text:find(path, 1, true))
     assert.is_true(assert(verify.verify(dir.path, { hashes = false })).ok)
     damage(path, 100)
     has_problem(dir.path, "ranks", path)
+  end)
+
+  it("finds damage that every other tool stops at, and writes nothing of it", function()
+    local dir <close> = support.directory()
+    local function stops(ok, err)
+      assert.is_nil(ok)
+      assert(tostring(err):find('model%-0000%d%-of%-0000%d%.mav: tensor "layers.1.expert_up": chunk %d+ is damaged'), tostring(err))
+    end
+    for _, ranks in ipairs { 1, 2 } do
+      local p, q = dir.path .. "/p" .. ranks, dir.path .. "/q" .. ranks
+      assert(convert.convert(support.tiny, p, { ranks = ranks }))
+      support.damage(support.pack_path(p, ranks - 1, ranks), "layers.1.expert_up")
+      has_problem(p, "hashes", 'tensor "layers.1.expert_up": chunk')
+      assert.equal(1, #assert(verify.verify(p, { source = support.tiny })).problems)
+      stops(reshard.reshard(p, q, { ranks = 3 - ranks }))
+      assert.is_false(support.exists(support.pack_path(q, 0, 3 - ranks)))
+      stops(export.export(p, q .. "x", { shards = 5 }))
+      local out = support.shell(("ls '%s' | grep -e safetensors -e '^config.json'"):format(q .. "x"))
+      assert.equal("", out)
+      stops(inspect.tensor(p, "layers.1.expert_up"))
+      assert(inspect.tensor(p, "layers.1.expert_down"))
+      local report = assert(diff.diff(support.tiny, p))
+      assert.is_false(report.same)
+      assert(report.tensors[1].name == "layers.1.expert_up" and report.tensors[1].why:find("is damaged", 1, true))
+    end
+    support.write(dir.path .. "/prompts", "local a = 1\n")
+    local text, err = support.printed(calibrate, dir.path .. "/p1", "--prompts", dir.path .. "/prompts", "-o", dir.path .. "/scales")
+    stops(text, err)
+  end)
+
+  it("says nothing of hashes where no pack can be opened", function()
+    local dir <close> = support.directory()
+    support.write(support.pack_path(dir.path, 0, 1), "not a pack")
+    local text, status = support.printed(verify, dir.path)
+    assert.equal(1, status)
+    assert.is_nil(text:find("hashes", 1, true), text)
+  end)
+
+  it("does not guess which of packs and safetensors are the model; nor do the others", function()
+    local dir <close> = support.directory()
+    support.copy_directory(support.tiny, dir.path)
+    for _, ranks in ipairs { 1, 2 } do
+      assert(convert.convert(support.tiny, dir.path .. "/p", { ranks = ranks }))
+      os.rename(support.pack_path(dir.path .. "/p", 0, ranks), support.pack_path(dir.path, 0, ranks))
+      for _, try in ipairs { { verify.verify, dir.path }, { inspect.inspect, dir.path }, { diff.diff, support.tiny, dir.path },
+        { maverick.load, dir.path } } do
+        local ok, err = try[1](table.unpack(try, 2))
+        assert.is_nil(ok)
+        assert(tostring(err):find(("packs (model-00000-of-0000%d.mav) and safetensors (model.safetensors) are both there"):format(ranks),
+          1, true), tostring(err))
+      end
+      os.remove(support.pack_path(dir.path, 0, ranks))
+      os.execute(("rm -r '%s/p'"):format(dir.path))
+    end
+    assert(maverick.load(dir.path))
   end)
 
   it("misses packs that are not there or not finished", function()

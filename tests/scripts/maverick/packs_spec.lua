@@ -149,11 +149,31 @@ describe("packs", function()
   end)
 
   it("of several ranks need as many, or another shape", function()
-    refused("UNSUPPORTED", "has rank 1 of 2; one device runs packs of one rank. Use 2 ranks, or make one of them", "maverick",
-      function(_, writer) writer.rank, writer.ranks = 1, 2 end)
-    refused("UNSUPPORTED", "has rank 0 of 4", "maverick", function(_, writer)
+    refused("UNSUPPORTED", " OUT --ranks 1", "maverick", function(_, writer) writer.rank, writer.ranks = 1, 2 end)
+    local text = "is rank 0 of 4; this version runs packs of one rank. Make them: mav weights reshard /"
+    refused("UNSUPPORTED", text, "maverick", function(_, writer)
       writer.rank, writer.ranks, writer.file = 0, 4, "/model-00000-of-00004.mav"
     end)
+  end)
+
+  it("that are damaged are not copied or converted; mapped, nobody looks", function()
+    for _, name in ipairs { "layers.1.expert_up", "layers.1.expert_up.scale" } do
+      local dir <close> = support.directory()
+      assert(convert.convert(support.model_dir "maverick", dir.path, { dtype = "fp8" }))
+      local path = dir.path .. FILE
+      local pack = assert(mav.pack(path))
+      local bytes, text = assert(pack:read(name, 0, 100)):bytes(), support.read(path)
+      pack:close()
+      local at = assert(text:find(bytes, 1, true))
+      support.write(path, text:sub(1, at - 1) .. string.char(text:byte(at) ~ 1) .. text:sub(at + 1))
+      assert(maverick.load(dir.path))
+      for _, options in ipairs { { mapped = false }, { dtype = "bf16" }, { dtype = "f32" } } do
+        local model, err = maverick.load(dir.path, options)
+        assert.is_nil(model)
+        assert.truthy(tostring(err):find(('tensor "%s": chunk'):format(name), 1, true), tostring(err))
+        assert.truthy(tostring(err):find("is damaged", 1, true), tostring(err))
+      end
+    end
   end)
 
   it("mark layers whose gate and up differ", function()
