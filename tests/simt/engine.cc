@@ -240,7 +240,7 @@ extern "C" void simt_meet(const char *name, simt_meeting *meeting, uint32_t mask
     park(AT_MEETING);
     return;
   }
-  void *posts[32] = {};
+  void *posts[32];
   for (uint32_t left = mask; left; left &= left - 1) {
     const int i = __builtin_ctz(left);
     thread *t = &lanes[i];

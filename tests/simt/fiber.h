@@ -31,12 +31,18 @@ struct fiber {
   fiber *next;
 };
 
+extern "C" void simt_switch_stack(void **save, void *to);
+
 /* A fiber that will run main, which must not return; NULL when there is no memory. */
 fiber *fiber_get(void (*main)());
 /* Its stack is free for the next; a fiber may give itself, if it then leaves for good. */
 void fiber_give(fiber *f);
 /* From the running fiber `from`, which somebody will resume, or which ends here. */
+#ifdef SIMT_ASAN
 void fiber_switch(fiber *from, fiber *to, bool ends);
+#else
+static inline void fiber_switch(fiber *from, fiber *to, bool) { simt_switch_stack(&from->sp, to->sp); }
+#endif
 /* The first thing that a fiber's main calls. */
 void fiber_started();
 /* The stack that the caller runs on, as a fiber. */
