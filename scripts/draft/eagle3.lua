@@ -165,6 +165,7 @@ end
 function eagle3.load(dir, model, options)
   options = options or {}
   check_keys(options, OPTIONS, "draft.eagle3")
+  if type(model) ~= "table" or not model.config then error("draft.eagle3: load(dir, model): the model is missing", 2) end
   local head, err = eagle3_head.load(dir, model, options)
   if not head then return nil, err end
   return setmetatable({ head = head }, Drafter)

@@ -28,12 +28,12 @@ end
 
 local function resolve(entry, i)
   local uncalled = require("mav.draft").uncalled(entry)
-  if uncalled then error(("draft.first: entry %d: %s"):format(i, uncalled), 4) end
+  if uncalled then error(("draft.first: entry %d: %s"):format(i, uncalled), 3) end
   if type(entry) == "function" then return first.host(entry) end
   if HOSTS[entry] then return require("mav.draft." .. entry)() end
   if type(entry) == "table" and (entry.kind == "host" or entry.kind == "device") then return entry end
   error(("draft.first: entry %d is %s; a drafter, a function, \"ngram\" or \"suffix\" is allowed"):format(i,
-    type(entry) == "string" and ("%q"):format(entry) or "a " .. type(entry)), 4)
+    type(entry) == "string" and ("%q"):format(entry) or "a " .. type(entry)), 3)
 end
 
 --- The drafters by priority.
@@ -45,12 +45,12 @@ function first.new(list)
   for i, entry in ipairs(list) do
     local drafter = resolve(entry, i)
     if self.device then
-      error(("draft.first: %s can never draft: %s before it always does"):format(drafter.name, self.device.name), 3)
+      error(("draft.first: %s can never draft: %s before it always does"):format(drafter.name, self.device.name), 2)
     end
     names[i] = drafter.name
     if drafter.kind == "device" then self.device = drafter else table.insert(self.hosts, drafter) end
   end
-  if #names == 0 then error("draft.first: no drafters given", 3) end
+  if #names == 0 then error("draft.first: no drafters given", 2) end
   self.name = table.concat(names, "+")
   return self
 end

@@ -70,6 +70,7 @@ end
 function model_drafter.load(dir, model, options)
   options = options or {}
   check_keys(options, OPTIONS, "draft.model")
+  if type(model) ~= "table" or not model.config then error("draft.model: load(dir, model): the model is missing", 2) end
   local small, err = require("mav.maverick").load(dir,
     { runtime = model.runtime, dtype = options.dtype, progress = options.progress })
   if not small then return nil, err end

@@ -1,4 +1,5 @@
---- Every Lua block of docs/strategies.md runs. Strategies whose text must be that of plain decoding are compared with it.
+--- Every Lua block of docs/strategies.md runs, and every file of examples/strategies returns a strategy. Strategies whose text must be
+--- that of plain decoding are compared with it.
 local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
 local S = dofile(here .. "/speculation.lua")
 
@@ -65,6 +66,24 @@ describe("docs/strategies.md", function()
       compare(strategy)
     end)
   end
+
+  it("is true to examples/strategies: each file returns a strategy", function()
+    local found = 0
+    for path in io.popen("ls " .. S.support.root .. "examples/strategies/*.lua"):lines() do
+      found = found + 1
+      local strategy = require("mav.session.file").read(path, model)
+      assert.is_table(strategy, path)
+      local s <close> = model:session { strategy = strategy, context = 64 }
+      assert.is_truthy(s.loop.strategy.drafter, path)
+    end
+    assert.is_true(found >= 6)
+  end)
+
+  it("says in the README too that what loads may fail", function()
+    for line in io.lines(S.support.root .. "README.md") do
+      if line:find("eagle3\").load", 1, true) then assert.is_truthy(line:find("assert(", 1, true), line) end
+    end
+  end)
 
   it("has strategies, one with a rule of its own, and a program", function()
     assert.is_true(strategies >= 10 and lossy >= 1 and programs >= 1,

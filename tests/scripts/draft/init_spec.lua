@@ -55,6 +55,14 @@ describe("draft.parse", function()
     fails("/nowhere/x.lua", "/nowhere/x.lua")
   end)
 
+  it("wants the model that it drafts for", function()
+    for _, name in ipairs { "eagle3", "model" } do
+      local ok, err = pcall(require("mav.draft." .. name).load, "/nowhere")
+      assert.is_false(ok)
+      assert.is_truthy(err:find(("draft.%s: load(dir, model): the model is missing"):format(name), 1, true), err)
+    end
+  end)
+
   it("takes what a file returns: a drafter, a strategy that has one, a function that makes either", function()
     local dir <close> = support.directory()
     local path = dir.path .. "/mine.lua"

@@ -1,6 +1,6 @@
 --- Beam search: the B likeliest texts so far, each a sequence of the cache, all of them one token further in one launch.
 ---
----     mav examples/strategies/beam.lua [MODEL_DIR]
+---     mav examples/11_beam.lua [MODEL_DIR]
 ---
 --- Below the session: a cache, forked sequences, a captured graph of B rows, each of another sequence. The graph gives the B best
 --- next tokens of every row; which of the B * B texts go on is decided here, and is a matter of forking.
@@ -8,7 +8,7 @@ local mav = require "mav"
 local op = mav.op
 
 local here = (arg and arg[0] or ""):match("^(.*)/[^/]*$") or "."
-local model = assert(require("mav.maverick").load(arg and arg[1] or here .. "/../../models/tiny-maverick"))
+local model = assert(require("mav.maverick").load(arg and arg[1] or here .. "/../models/tiny-maverick"))
 
 local PROMPT = "-- counts"
 local B, TOKENS = 4, 32

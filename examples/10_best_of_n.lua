@@ -1,13 +1,13 @@
 --- Best of n: the same prompt continued n times, and the continuation that the model itself finds likeliest.
 ---
----     mav examples/strategies/best_of_n.lua [MODEL_DIR]
+---     mav examples/10_best_of_n.lua [MODEL_DIR]
 ---
 --- The prompt is computed once. A fork shares the pages of the cache until one side writes, the captured graphs, the drafter; what
 --- differs is its key, which keys the noise: same seed, another text.
 require "mav"
 
 local here = (arg and arg[0] or ""):match("^(.*)/[^/]*$") or "."
-local model = assert(require("mav.maverick").load(arg and arg[1] or here .. "/../../models/tiny-maverick"))
+local model = assert(require("mav.maverick").load(arg and arg[1] or here .. "/../models/tiny-maverick"))
 
 local PROMPT = "-- counts"
 local N, TOKENS = 6, 64
