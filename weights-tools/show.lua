@@ -86,7 +86,7 @@ function show.resumable(f, ...)
   local function finish(ok, ...)
     if ok then return ... end
     local err = ...
-    if tostring(err):find("interrupted!", 1, true) then error("interrupted! The same command goes on where this one was", 0) end
+    if tostring(err):find("interrupted!", 1, true) then io.stderr:write "\nThe same command goes on where this one was.\n" end
     error(err, 0)
   end
   return finish(pcall(f, ...))
