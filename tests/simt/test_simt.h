@@ -33,7 +33,8 @@ template <typename P> cudaError_t enqueue(void (*kernel)(P), dim3 grid, dim3 blo
   return launch_with((const void *)kernel, grid, block, shared, &p, pdl);
 }
 /* And waits. */
-template <typename P> cudaError_t run_kernel(void (*kernel)(P), dim3 grid, dim3 block, size_t shared, const typename simt_same<P>::type &p, bool pdl = false) {
+template <typename P>
+cudaError_t run_kernel(void (*kernel)(P), dim3 grid, dim3 block, size_t shared, const typename simt_same<P>::type &p, bool pdl = false) {
   if (cudaError_t e = enqueue(kernel, grid, block, shared, p, pdl)) return e;
   return cudaStreamSynchronize(test_stream);
 }
