@@ -127,7 +127,7 @@ end
 
 --- Adds --model, and unless `device` is false the options of the runtime.
 function cli.model_options(parser, device)
-  parser:option("--model", "directory with config.json, safetensors and tokenizer.json"):argname("DIR")
+  parser:option("--model", "directory with config.json, safetensors or packs, and tokenizer.json"):argname("DIR")
   if device == false then return end
   parser:option("--dtype", "fp8: quantize linear layers while loading; bf16, f32: convert (default: as stored)"):argname("TYPE")
     :convert(cli.choice("fp8", "bf16", "f32"))
