@@ -96,7 +96,7 @@ run() {
     0) text=ok ;;
     77) text="not run" ;;
     124 | 137) text=FAILED said="over its limit of $limit s; last: $said" ;;
-    *) text=FAILED said="status $status: $said" ;;
+    *) text=FAILED said="status $status: $(grep -m 1 -E '^mav|error|FAIL|differ|/.*: line ' "$logs/$name.log" | tr '\t' ' ' | cut -c1-160 || echo "$said")" ;;
   esac
   note "$name" "$text" $(($(date +%s) - began)) "$said"
   echo "$(date +%T) $name: $text ($(($(date +%s) - began)) s)" >&2
@@ -189,8 +189,8 @@ device() {
 checkops=$build/tests/checkops
 
 # Plain decoding, and with drafts: the same text, on one device.
-same_text() { # more options of `mav generate`
-  local at=$logs/text prompt='-- returns the sum of the list t' options=(--device cuda --max-tokens "$tokens" --seed 1 "$@")
+same_text() { # name, more options of `mav generate`
+  local at=$logs/text.$1 prompt='-- returns the sum of the list t' options=(--device cuda --max-tokens "$tokens" --seed 1 "${@:2}")
   timeout "$LIMIT" "$mav" generate "${options[@]}" --prompt "$prompt" >"$at.plain" || return
   timeout "$LIMIT" "$mav" generate "${options[@]}" --draft ngram --k 3 --prompt "$prompt" >"$at.ngram" || return
   timeout "$LIMIT" "$mav" generate "${options[@]}" --draft self=2 --k 4 --prompt "$prompt" >"$at.self" || return
@@ -201,8 +201,8 @@ same_text() { # more options of `mav generate`
   done
   echo "$(wc -c <"$at.plain") bytes of text, the same with three drafters"
 }
-greedy() { same_text; }
-sampled() { same_text --temperature 0.8 --top-p 0.95; }
+greedy() { same_text greedy; }
+sampled() { same_text sampled --temperature 0.8 --top-p 0.95; }
 
 # Specs that ask for a device by MAV_TEST_DEVICE.
 specs() {
@@ -233,6 +233,10 @@ racecheck() { sanitizer racecheck norm_qkv attention ffn_up ffn_down softmax top
 # ---- fast -----------------------------------------------------------------------------------------------------------------------
 
 bench() { timeout -k 5 "$LIMIT" "$mav" bench --device cuda "$@"; }
+model() {
+  if $emulate; then echo "a prompt takes the emulator minutes"; return 77; fi
+  bench --model models/tiny-maverick --save "$logs/model.json" --seconds "$seconds"
+}
 ops_bench() {
   [ -x "$checkops" ] || { echo "checkops was not built"; return 77; }
   if $emulate; then echo "times of the emulator say nothing"; return 77; fi
@@ -287,7 +291,7 @@ work() {
   step ablate 120 bench "${shape[@]}" "${small[@]}" --rows 1,4 --seconds "$seconds" --ablate --save "$logs/ablate.json"
   step shape_scout 60 bench "${scout[@]}" "${rows[@]}" --save "$logs/scout.json"
   step peer 120 peer
-  step model 60 bench --model models/tiny-maverick --save "$logs/model.json" --seconds "$seconds"
+  step model 60 model
   step ops 60 ops_bench
   step counters 60 counters
 }
@@ -349,7 +353,7 @@ rows=() small=(--experts 16) scout=(--shape scout --tp 8)
 if $emulate; then
   library=$build/tests/simt/libmav_simt.so
   export MAV_CUDA_LIBRARY=$library
-  slower=6 cases=1 tokens=6 seconds=0.01 bandwidth_bytes=65536
+  slower=6 cases=1 tokens=6 seconds=0.01 bandwidth_bytes=$((1 << 20))
   shape=("${tiny[@]}" --layers 2 --experts 2 --vocab 512) rows=(--rows "1,2" --seconds 0.01) small=()
   scout=("${shape[@]}")
 else

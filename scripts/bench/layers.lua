@@ -130,14 +130,16 @@ end
 local function print_profile(step)
   local total = 0
   for _, line in ipairs(step.profile) do total = total + line.us end
-  print(("\nops of a step of %d row%s, one by one, with what starting each takes:"):format(step.rows, step.rows == 1 and "" or "s"))
+  print(("ops of a step of %d row%s, one by one, with what starting each takes:"):format(step.rows, step.rows == 1 and "" or "s"))
   print(("%-16s %6s %10s %8s %7s"):format("op", "count", "us", "us each", "share"))
   for _, line in ipairs(step.profile) do
     print(("%-16s %6d %10.1f %8.2f %6.1f%%"):format(line.op, line.count, line.us, line.us / line.count, 100 * line.us / total))
   end
+  print()
 end
 
 function layers.print(r, with_profile)
+  for _, s in ipairs(with_profile and r.steps or {}) do print_profile(s) end
   print(("%s, one of %d ranks: %d layers, %d experts, %s (activations %s), cache %s of %d tokens"):format(r.shape, r.tp, r.layers,
     r.experts, r.dtype, r.activations, r.kv, r.context))
   print(("%s %s, %.1f GB in use, memory %.1f GB/s%s%s%s"):format(r.device, r.isa, r.device_bytes / 1e9, r.bandwidth_gb_per_s,
@@ -148,8 +150,6 @@ function layers.print(r, with_profile)
     print(("%5d %10.1f %10.2f %9.1f %14.2f %14.2f %12.2f %9.2f %6.1f%%"):format(s.rows, s.us_per_step, s.us_per_layer, s.us_ends,
       s.kernels_per_layer, s.experts_per_layer, s.bytes_per_step / 1e6, s.gb_per_s, 100 * s.share))
   end
-  if not with_profile then return end
-  for _, s in ipairs(r.steps) do print_profile(s) end
 end
 
 return layers
