@@ -210,7 +210,7 @@ end
 ---   options.fresh      starts over, replaces what is there
 ---   options.verify     reads all packs again at the end
 ---   options.progress   function(bytes done, bytes in all, what)
----   options.errors     "all": measures every element of large weights too, not one in eight
+---   options.errors     "all": measures every element of large weights too, not one in sixteen
 ---   options.activations   a file of `mav weights calibrate`
 ---@param src string
 ---@param out string
@@ -244,7 +244,7 @@ local function options_parser()
   p:flag("--plan", "say what would be done, and write nothing")
   p:flag("--fresh", "start over, and replace what is there")
   p:flag("--verify", "read all packs again at the end")
-  p:option("--errors", "all: measure every element of large weights, not one in eight"):argname("all"):convert(cli.choice("all"))
+  p:option("--errors", "all: measure every element of large weights, not one in sixteen"):argname("all"):convert(cli.choice("all"))
   p:option("--report", "write the error of every quantized tensor"):argname("FILE.json")
   p:option("--svg", "draw it"):argname("FILE.svg")
   p:flag("--json", "print the result as JSON")

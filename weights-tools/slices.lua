@@ -163,7 +163,7 @@ function slices.run(entry, files, sink, stats)
         if quantizes then
           local own = scale:slice(1, row + 1, row + count)
           local codes = quantize(x, work, own)
-          if stats then stats:add(x, codes, own, segment.part.name) end
+          if stats then stats:add(x, codes, own, segment.part.name, begin) end
           sink(segment.group, first, codes)
         else
           sink(segment.group, first, x.dtype == entry.dtype and x or work:get("cast", entry.dtype, count):copy_from(x))

@@ -9,12 +9,12 @@ local KILLS = tonumber(os.getenv "MAV_KILLS") or S.is_full and 20 or 5
 
 local describe_processes = S.binary and describe or pending
 describe_processes("kill -9", function()
-  --- Kills `mav weights ARGS` after random times until it has been killed `kills` times, then lets it end. Returns how often there was
-  --- something to go on with.
+  --- Kills `mav weights ARGS` after random times until it has been killed `kills` times, and with something to go on with, then lets it
+  --- end. Returns how often there was something.
   local function torment(args, out, kills)
     local resumed, killed, tries = 0, 0, 0
     local longest = 0.6 -- seconds; shrinks when the command is faster
-    while killed < kills do
+    while killed < kills or resumed == 0 do
       tries = tries + 1
       assert.is_true(tries < 20 * kills, "the command ends before it is killed")
       local seconds = longest * math.random()
@@ -22,7 +22,7 @@ describe_processes("kill -9", function()
         seconds))
       if status == 137 then
         killed = killed + 1
-        if S.exists(out .. ".journal") then resumed = resumed + 1 end
+        if S.exists(out .. ".journal") then resumed = resumed + 1 else longest = longest * 1.1 end -- a busy machine starts slowly
         assert.is_false(S.exists(out) and S.exists(out .. ".journal"))
       else
         assert.are.equal(0, status)
@@ -204,7 +204,7 @@ describe("the source", function()
       local ok, err = convert.convert(dir.path, dir.path .. "/out" .. i, { dtype = "fp8" })
       assert.is_nil(ok)
       assert.are.equal("RANGE", err.code)
-      assert.is_truthy(tostring(err):find("gate_proj.weight: a value in rows", 1, true), tostring(err))
+      assert.is_truthy(tostring(err):find("gate_proj.weight: a value in row 2 is", 1, true), tostring(err))
       assert(convert.convert(dir.path, dir.path .. "/keep" .. i, { dtype = "keep" })) -- as it is, it may stay
     end
   end)
