@@ -15,7 +15,7 @@
 
 #define OPEN "runtime_new"
 #define SHARED_UNASKED ((size_t)48 << 10)
-#define SCRATCH_BYTES ((size_t)64 << 20)
+#define SCRATCH_BYTES ((size_t)1 << 20) /* by multiprocessor */
 
 /* Runtimes of this process that are open. When the last one closes and the device was lost, it is taken up anew. */
 static _Atomic int runtimes;
@@ -209,8 +209,8 @@ static mav_err cuda_open(mav_runtime *rt, const mav_runtime_options *options) {
   rt->threads = options->threads ? options->threads : processors(); /* that unpack weights */
   CUDA_TRY(rt, OPEN, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking));
   MAV_TRY(mav__cuda_memory_open(c));
-  c->k.scratch_bytes = SCRATCH_BYTES;
-  MAV_TRY(mav__cuda_alloc(rt, SCRATCH_BYTES, false, &c->k.scratch));
+  c->k.scratch_bytes = SCRATCH_BYTES * (size_t)c->k.multiprocessors;
+  MAV_TRY(mav__cuda_alloc(rt, c->k.scratch_bytes, false, &c->k.scratch));
   MAV_TRY(mav__cuda_alloc(rt, MAVK_CUDA_TICKETS * sizeof(uint32_t), true, (void **)&c->k.tickets));
   MAV_TRY(mav__cuda_alloc(rt, sizeof(uint32_t), true, (void **)&c->counter));
   MAV_TRY(mav__cuda_pinned_alloc(rt, sizeof(uint32_t), (void **)&c->arrived));
@@ -222,7 +222,7 @@ static void cuda_close(mav_runtime *rt) {
   cuda *c = mav__cuda(rt);
   if (!c) return;
   if (c->stream) cudaStreamSynchronize(c->stream);
-  mav__cuda_free(rt, c->k.scratch, SCRATCH_BYTES);
+  mav__cuda_free(rt, c->k.scratch, c->k.scratch_bytes);
   mav__cuda_free(rt, c->k.tickets, MAVK_CUDA_TICKETS * sizeof(uint32_t));
   mav__cuda_free(rt, c->counter, sizeof(uint32_t));
   mav__cuda_memory_close(c);

@@ -77,7 +77,7 @@ static mav_err group_init(mav_kv *kv, mav__kv_group *g, int32_t chunk, int64_t t
   MAV_TRY(mav_tensor_new(&g->table, rt, MAV_DTYPE_I32, 2, (int64_t[]){kv->sequences, kv->stride}));
   mav__buffer *b = g->table->buffer;
   MAV_TRY(mav__mirror_add(b, "kv_new"));
-  memset(mav__host_write(b, 0, b->bytes), 0xff, b->bytes);
+  memset(mav__host_replace(b), 0xff, b->bytes);
   return MAV_OK;
 }
 
@@ -103,7 +103,7 @@ mav_err mav_kv_new(mav_kv **out, mav_runtime *rt, const mav_kv_options *o) {
   }
   MAV_GOTO(mav_tensor_new(&kv->keys, rt, MAV_DTYPE_I64, 1, (int64_t[]){kv->sequences}));
   MAV_GOTO(mav__mirror_add(kv->keys->buffer, "kv_new"));
-  memset(mav__host_write(kv->keys->buffer, 0, kv->keys->buffer->bytes), 0, kv->keys->buffer->bytes);
+  memset(mav__host_replace(kv->keys->buffer), 0, kv->keys->buffer->bytes);
   for (int i = 0; i < kv->layers; i++) {
     int32_t chunk = o->chunk ? o->chunk[i] : 0;
     int g = 0;

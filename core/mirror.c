@@ -64,7 +64,6 @@ void *mav__mirror_read(mav__buffer *b) {
 }
 
 void *mav__mirror_write(mav__buffer *b, size_t at, size_t bytes) {
-  if (at == 0 && bytes == b->bytes && b->stale && !b->ticket) b->stale = false; /* all of it: what the device has does not matter */
   char *p = mav__mirror_read(b);
   if (b->dirty_from == b->dirty_to) {
     b->dirty_from = at;
@@ -80,6 +79,11 @@ void *mav__mirror_write(mav__buffer *b, size_t at, size_t bytes) {
   }
   b->version++;
   return p;
+}
+
+void *mav__host_replace(mav__buffer *b) {
+  if (b->on_device && !b->ticket) b->stale = false; /* what the device has does not matter */
+  return mav__host_write(b, 0, b->bytes);
 }
 
 void mav__device_wrote(mav__buffer *b, uint64_t ticket) {
@@ -106,6 +110,6 @@ mav_err mav__buffer_put(mav__buffer *b, size_t at, const void *src, size_t bytes
     b->version++;
     return rt->backend->copy_in(rt, (char *)b->data + at, src, bytes);
   }
-  memcpy((char *)mav__host_write(b, at, bytes) + at, src, bytes);
+  memcpy((char *)(bytes == b->bytes ? mav__host_replace(b) : mav__host_write(b, at, bytes)) + at, src, bytes);
   return rt->failed ? mav__runtime_failed(rt) : MAV_OK;
 }

@@ -3,6 +3,8 @@
  * The table is mirrored on a device. A row's own fields are checked here; what depends on a cache is checked in kv.c. */
 #include "rows.h"
 
+#include <string.h>
+
 mav_err mav_rows_new(mav_rows **out, mav_runtime *rt, int64_t count) {
   *out = NULL;
   if (count < 1 || count > 1 << 20) return MAV_RT_FAIL(rt, RANGE, "rows_new", "%lld rows; expected 1 to %d", (long long)count, 1 << 20);
@@ -13,6 +15,7 @@ mav_err mav_rows_new(mav_rows **out, mav_runtime *rt, int64_t count) {
   MAV_GOTO(mav_tensor_new(&r->table, rt, MAV_DTYPE_I32, 2, (int64_t[]){MAV__ROWS_FIELDS, count}));
   r->table->buffer->is_rows = true;
   MAV_GOTO(mav__mirror_add(r->table->buffer, "rows_new"));
+  memset(mav__host_replace(r->table->buffer), 0, r->table->buffer->bytes);
   MAV_GOTO(mav_tensor_select(&r->ids, r->table, 0, MAV__ROWS_ID));
   for (int64_t i = 0; i < count; i++) MAV_GOTO(mav_rows_set(r, i, 0, -1, 0, -1, -1));
   *out = r;

@@ -55,6 +55,8 @@ static inline void *mav__host_read(mav__buffer *b) { return b->on_device ? mav__
 static inline void *mav__host_write(mav__buffer *b, size_t at, size_t bytes) {
   return b->on_device ? mav__mirror_write(b, at, bytes) : b->data;
 }
+/* For writing all of it. */
+void *mav__host_replace(mav__buffer *b);
 /* Bytes of any buffer, by copies where the host does not reach it. */
 mav_err mav__buffer_get(mav__buffer *b, size_t at, void *dst, size_t bytes);
 mav_err mav__buffer_put(mav__buffer *b, size_t at, const void *src, size_t bytes);
