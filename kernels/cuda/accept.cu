@@ -307,7 +307,8 @@ static int lay_out(mavk_cuda *c, probability_job *j, int64_t *draws) {
   j->ends = (ending *)(j->total + T * j->blocks);
   j->part = (ranked *)(j->ends + T);
   j->tickets = c->tickets;
-  if (before + each > c->scratch_bytes) return c->fail(c, "%lld rows of %lld probabilities do not fit the scratch memory", (long long)T, (long long)j->V);
+  if (before + each > c->scratch_bytes)
+    return c->fail(c, "%lld rows of %lld probabilities do not fit the scratch memory", (long long)T, (long long)j->V);
   *draws = (int64_t)((c->scratch_bytes - before) / each);
   if (*draws > MAVK_CUDA_TICKETS) *draws = MAVK_CUDA_TICKETS;
   return 0;
