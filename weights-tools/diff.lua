@@ -46,7 +46,7 @@ local function do_diff(a_path, b_path, options)
     fault.raise("NOTFOUND", a_path, "no tensor%s is there to compare", options.match and " whose name matches " .. options.match or "")
   end
   local report = { a = a_path, b = b_path, tensors = {}, only_a = mav.json.array(only_a), only_b = mav.json.array(only_b),
-    beside = mav.json.array(beside), equal = 0 }
+    beside = mav.json.array(beside), equal = 0, unread = 0 }
   for _, two in ipairs(pairs_of) do
     local x, y = two[1], two[2]
     local r
@@ -58,6 +58,7 @@ local function do_diff(a_path, b_path, options)
         done = done + x:bytes(elements)
         if options.progress then options.progress(done, total, x.name) end
       end)
+      if err then report.unread = report.unread + 1 end
       r = r or { why = tostring(err) }
       if r.is_finite == false then r.why = "values that are infinite or not a number" end
     end
@@ -78,7 +79,7 @@ end
 ---@param b string
 ---@param options table|nil
 ---@return table|nil report   tensors, worst first (logical.compare; why: what kept them from being compared), only_a, only_b,
----beside (of the vision tower, only on one side), equal, same
+---beside (of the vision tower, only on one side), equal and unread (how many), same
 ---@return table|nil err
 function diff.diff(a, b, options)
   options = options or {}
@@ -158,7 +159,7 @@ mav weights diff packs-2-ranks packs-8-ranks --match "^layers%.0%."]]
 local function run(arg)
   local p = cli.parser("weights diff", "Compares two models, each a Hugging Face directory, a safetensors file, packs or a GGUF file. Per "
     .. "tensor: the largest difference, relative error, signal to noise (SQNR), cosine, and how many values differ; worst first. The exit "
-    .. "status is 0 when all are equal, 2 when some are not.", EXAMPLE)
+    .. "status is 0 when all are equal, 2 when some are not, 1 when one cannot be read (a damaged pack).", EXAMPLE)
   p:argument("a", "the one that is taken as right"):argname("A")
   p:argument("b", "the other"):argname("B")
   p:option("--match", "a Lua pattern of names, as layers.1.expert_gate: compare only these"):argname("PATTERN")
@@ -178,6 +179,7 @@ local function run(arg)
     if not ok then cli.fail("%s", tostring(wrong)) end
   end
   io.write(args.json and mav.json.encode(plain(report), { indent = 2 }) .. "\n" or text_of(report))
+  if report.unread > 0 then return 1 end
   return report.same and 0 or 2
 end
 

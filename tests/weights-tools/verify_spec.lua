@@ -121,6 +121,8 @@ describe("mav weights verify", function()
       local report = assert(diff.diff(support.tiny, p))
       assert.is_false(report.same)
       assert(report.tensors[1].name == "layers.1.expert_up" and report.tensors[1].why:find("is damaged", 1, true))
+      assert.equal(1, report.unread)
+      assert.equal(1, select(2, support.printed(diff, support.tiny, p, "--match", "expert_up")))
     end
     support.write(dir.path .. "/prompts", "local a = 1\n")
     local text, err = support.printed(calibrate, dir.path .. "/p1", "--prompts", dir.path .. "/prompts", "-o", dir.path .. "/scales")
