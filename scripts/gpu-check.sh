@@ -204,7 +204,7 @@ same_text() { # name, more options of `mav generate`
 greedy() { same_text greedy; }
 sampled() { same_text sampled --temperature 0.8 --top-p 0.95; }
 
-# Specs that ask for a device by MAV_TEST_DEVICE.
+# Specs on the device of MAV_TEST_DEVICE (tests/oracle/golden.lua).
 specs() {
   command -v busted >/dev/null || { echo "busted is missing"; return 77; }
   MAV_TEST_DEVICE=cuda MAV=$mav timeout -k 5 "$LIMIT" "$mav" "$(command -v busted)" --output=plainTerminal "$@"
@@ -277,11 +277,11 @@ work() {
   fi
   beside greedy 100 greedy
   beside sampled 100 sampled
-  local spec name
-  for spec in $(grep -l MAV_TEST_DEVICE -r tests --include='*_spec.lua' | sort); do
-    name=${spec##*/}
-    beside "spec_${name%_spec.lua}" 150 specs "$spec"
+  local name
+  for name in graph rows spec device; do # on every device that there is
+    [ -x "$build/tests/test_$name" ] && beside "c_$name" 60 "$build/tests/test_$name"
   done
+  for name in "${specs[@]}"; do beside "${name##*/}" 150 specs "tests/${name}_spec.lua"; done
   wait
   beside memcheck 90 memcheck
   beside racecheck 90 racecheck
@@ -349,6 +349,7 @@ report() {
 }
 
 slower=1 cases=25 tokens=64 seconds=0.5 bandwidth_bytes=$((1 << 30))
+specs=(oracle/parity oracle/rows oracle/tiny oracle/eagle3 oracle/fp8 scripts/speculation_greedy scripts/speculation_sampling)
 rows=() small=(--experts 16) scout=(--shape scout --tp 8)
 if $emulate; then
   library=$build/tests/simt/libmav_simt.so

@@ -101,7 +101,7 @@ local function close(actual, expected, what)
   assert.is_true(e < BOUND, ("%s: error %.3g"):format(what, e))
 end
 
-for _, device in ipairs { "cpu", "ref" } do
+for _, device in ipairs(golden.devices) do
   describe("EAGLE-3 on " .. device, function()
     local model
     setup(function() model = assert(maverick.load(golden.model_dir "maverick", { device = device, threads = 2 })) end)

@@ -84,7 +84,7 @@ local function unit(model, module, x)
   return y, { { x, base .. ".gate_up_proj_input_scale" }, { h, base .. ".down_proj_input_scale" } }
 end
 
-for _, device in ipairs { "cpu", "ref" } do
+for _, device in ipairs(golden.devices) do
   for _, name in ipairs(MODELS) do
     describe(("%s on %s"):format(name, device), function()
       local g, summary, models, files

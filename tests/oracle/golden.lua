@@ -6,6 +6,10 @@ local golden = {}
 golden.dir = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
 golden.models = { "maverick", "maverick_mm", "scout", "top2", "tied", "notemp", "hd128" }
 
+--- Where the specs run: MAV_TEST_DEVICE (cuda, or its emulation), else on the processor and on the reference.
+golden.devices = { os.getenv "MAV_TEST_DEVICE" or "cpu", not os.getenv "MAV_TEST_DEVICE" and "ref" or nil }
+golden.device = golden.devices[1]
+
 function golden.model_dir(name) return golden.dir .. "/models/" .. name end
 
 function golden.json(path)

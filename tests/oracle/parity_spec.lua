@@ -15,7 +15,7 @@ local function forward(model, ids, options)
   return y
 end
 
-for _, device in ipairs { "cpu", "ref" } do
+for _, device in ipairs(golden.devices) do
   for _, name in ipairs(golden.models) do
     describe(("%s on %s"):format(name, device), function()
       local model, g

@@ -6,8 +6,9 @@ local maverick = require "mav.maverick"
 
 local ROWS_MAX = 16
 
---- The runtimes of this machine: every instruction set that it has.
+--- The runtimes of this machine: every instruction set that it has; or the device that is asked for.
 local function runtimes()
+  if golden.device ~= "cpu" then return { { name = golden.device, rt = assert(mav.runtime { device = golden.device }) } } end
   local list = {}
   for _, isa in ipairs { "avx2", "avx512" } do
     for threads = 1, 2 do

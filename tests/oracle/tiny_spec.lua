@@ -9,7 +9,7 @@ local DIR, LAST = here .. "/../../models/tiny-maverick", 16
 describe("tiny-maverick", function()
   local model, file
   setup(function()
-    model = assert(maverick.load(DIR, { device = "cpu", threads = 1 }))
+    model = assert(maverick.load(DIR, { device = golden.device, threads = 1 }))
     file = assert(mav.safetensors.open(DIR .. "/golden.safetensors"))
   end)
 

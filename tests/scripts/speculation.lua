@@ -23,7 +23,7 @@ function speculation.exists(path)
 end
 
 function speculation.load(dir, options)
-  local o = { device = "cpu", threads = 1 }
+  local o = { device = golden.device, threads = 1 }
   for key, value in pairs(options or {}) do o[key] = value end
   return assert(maverick.load(dir, o))
 end
