@@ -316,7 +316,7 @@ static int lay_out(mavk_cuda *c, probability_job *j, int64_t *draws) {
 
 extern "C" int mavk_cuda_accept_rejection(const mavk_args_accept_rejection *a, mavk_cuda *c) {
   probability_job j = {};
-  int64_t draws;
+  int64_t draws = 0;
   j.rows = a->rows;
   j.p = (const float *)a->p.p, j.q = (const float *)a->q.p;
   j.key = a->kv.key;
@@ -340,7 +340,7 @@ extern "C" int mavk_cuda_accept_rejection(const mavk_args_accept_rejection *a, m
 
 extern "C" int mavk_cuda_accept_typical(const mavk_args_accept_typical *a, mavk_cuda *c) {
   probability_job j = {};
-  int64_t draws;
+  int64_t draws = 0;
   j.rows = a->rows;
   j.p = (const float *)a->p.p;
   j.choice = (const int32_t *)a->choice.p;
