@@ -78,7 +78,7 @@ skip() { # step, reason
 # Runs a step for at most so many seconds: name, limit, command or function. Its output is in $logs/NAME.log. Status 77: not run, for
 # the reason in its last line.
 run() {
-  local name=$1 limit=$2 began status text said
+  local name=$1 limit=$2 began status text said why
   shift 2
   if [ -n "${MAV_GPU_CHECK_STEPS:-}" ] && [[ " $MAV_GPU_CHECK_STEPS " != *" $name "* ]]; then note "$name" "not run" 0 "not asked for"; return 1; fi
   if [ "$(left)" -lt 5 ]; then note "$name" "not run" 0 "no time was left"; return 1; fi
@@ -96,7 +96,11 @@ run() {
     0) text=ok ;;
     77) text="not run" ;;
     124 | 137) text=FAILED said="over its limit of $limit s; last: $said" ;;
-    *) text=FAILED said="status $status: $(grep -m 1 -E '^mav|error|FAIL|differ|/.*: line ' "$logs/$name.log" | tr '\t' ' ' | cut -c1-160 || echo "$said")" ;;
+    *)
+      text=FAILED
+      why=$(grep -m 1 -E '^mav|error|FAIL|differ|: line |not found' "$logs/$name.log" | tr '\t' ' ' | cut -c1-160)
+      said="status $status: ${why:-$said}"
+      ;;
   esac
   note "$name" "$text" $(($(date +%s) - began)) "$said"
   echo "$(date +%T) $name: $text ($(($(date +%s) - began)) s)" >&2
@@ -283,14 +287,13 @@ work() {
   done
   for name in "${specs[@]}"; do beside "${name##*/}" 150 specs "tests/${name}_spec.lua"; done
   wait
-  beside memcheck 90 memcheck
-  beside racecheck 90 racecheck
-  wait
-
   step shape_maverick 90 bench "${shape[@]}" "${rows[@]}" --profile --save "$logs/maverick.json"
+  beside memcheck 60 memcheck
+  beside racecheck 60 racecheck
+  wait
   step ablate 120 bench "${shape[@]}" "${small[@]}" --rows 1,4 --seconds "$seconds" --ablate --save "$logs/ablate.json"
-  step shape_scout 60 bench "${scout[@]}" "${rows[@]}" --save "$logs/scout.json"
   step peer 120 peer
+  step shape_scout 60 bench "${scout[@]}" "${rows[@]}" --save "$logs/scout.json"
   step model 60 model
   step ops 60 ops_bench
   step counters 60 counters
