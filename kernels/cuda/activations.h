@@ -17,26 +17,47 @@ struct product_tokens {
   float score[TOKENS_MAX];
   float rms[TOKENS_MAX];
   float step[TOKENS_MAX]; /* what codes are multiplied by; 0: no codes */
-  float fit[TOKENS_MAX];  /* power of two that values are multiplied by for f16 */
-  float back[TOKENS_MAX]; /* what a sum is multiplied by: undoes fit, and the 2^-8 of every widened code */
+  float fit[TOKENS_MAX];  /* power of two that values are multiplied by: for f16 to hold them, or so that step * fit is near 1 */
+  float by[TOKENS_MAX], inverse[TOKENS_MAX]; /* step * fit, and 1 / that */
+  float back[TOKENS_MAX]; /* what a sum is multiplied by: undoes fit, and the powers of two that widening leaves */
 };
 
-/* Columns 4 c .. 4 c + 3 of a row; beyond K: 0. */
-__device__ static __forceinline__ float4 columns_x(const product_input &in, const float *row, int64_t k) {
-  if (in.aligned) return *(const float4 *)(row + k);
-  float4 v;
-  v.x = row[k];
-  v.y = k + 1 < in.K ? row[k + 1] : 0;
-  v.z = k + 2 < in.K ? row[k + 2] : 0;
-  v.w = k + 3 < in.K ? row[k + 3] : 0;
-  return v;
+__device__ static __forceinline__ const float *input_row(const product_input &in, const product_tokens *t, int i) {
+  return in.x + (int64_t)t->from[i] * in.K;
 }
 
-__device__ static __forceinline__ float column_norm(const product_input &in, int64_t k) {
-  if (k >= in.K) return 0;
-  return in.norm_dtype == MAVK_BF16  ? mavk_f32_from_bf16(((const uint16_t *)in.norm)[k])
-         : in.norm_dtype == MAVK_F16 ? f32_from_f16(((const uint16_t *)in.norm)[k])
-                                     : ((const float *)in.norm)[k];
+/* Columns k .. k + COUNT - 1 of a row, k a multiple of COUNT (2 or 4); beyond K: 0. */
+template <int COUNT>
+__device__ static __forceinline__ void columns_x(const product_input &in, const float *row, int k, float v[COUNT]) {
+  if (in.aligned && COUNT == 4) {
+    const float4 x = *(const float4 *)(row + k);
+    v[0] = x.x, v[1] = x.y, v[COUNT - 2] = x.z, v[COUNT - 1] = x.w;
+  } else if (in.aligned) {
+    const float2 x = *(const float2 *)(row + k);
+    v[0] = x.x, v[1] = x.y;
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) v[i] = k + i < in.K ? row[k + i] : 0;
+  }
+}
+
+/* The same columns of the norm's weight. */
+template <int COUNT>
+__device__ static __forceinline__ void columns_norm(const product_input &in, int k, float v[COUNT]) {
+  if (in.norm_aligned && in.norm_dtype == MAVK_BF16) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 2) {
+      const uint32_t w = *(const uint32_t *)((const uint16_t *)in.norm + k + i);
+      v[i] = mavk_f32_from_bits(w << 16), v[i + 1] = mavk_f32_from_bits(w & 0xffff0000u);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      v[i] = k + i >= in.K                ? 0
+             : in.norm_dtype == MAVK_BF16 ? mavk_f32_from_bf16(((const uint16_t *)in.norm)[k + i])
+             : in.norm_dtype == MAVK_F16  ? f32_from_f16(((const uint16_t *)in.norm)[k + i])
+                                          : ((const float *)in.norm)[k + i];
+  }
 }
 
 /* Sums of four values over a warp; lane 8 i has that of value i. The order is that of warp_sum. */
@@ -61,13 +82,15 @@ template <typename F>
 __device__ static __forceinline__ void measure_columns(const product_input &in, const float *row, F *sum, uint32_t *most) {
   F s = 0;
   uint32_t m = 0;
-  for (int64_t k = 4 * threadIdx.x; k < in.K; k += 4 * blockDim.x) {
-    const float4 x = columns_x(in, row, k);
-    const float v[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll 2
+  for (int k = 4 * (int)threadIdx.x; k < in.K; k += 4 * (int)blockDim.x) {
+    float v[4], f[4];
+    columns_x<4>(in, row, k, v);
+    if (in.norm) columns_norm<4>(in, k, f);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       if (in.norm) s += (F)v[i] * (F)v[i];
-      const uint32_t size = magnitude(in.norm ? v[i] * column_norm(in, k + i) : v[i]);
+      const uint32_t size = magnitude(in.norm ? v[i] * f[i] : v[i]);
       m = size > m ? size : m;
     }
   }
@@ -78,12 +101,14 @@ __device__ static __forceinline__ void measure_columns(const product_input &in, 
 /* Largest magnitude of the finished values of a row, as codes will be made from them. */
 __device__ static __forceinline__ uint32_t measure_values(const product_input &in, const float *row, float rms, float score) {
   uint32_t m = 0;
-  for (int64_t k = 4 * threadIdx.x; k < in.K; k += 4 * blockDim.x) {
-    const float4 x = columns_x(in, row, k);
-    const float v[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll 2
+  for (int k = 4 * (int)threadIdx.x; k < in.K; k += 4 * (int)blockDim.x) {
+    float v[4], f[4];
+    columns_x<4>(in, row, k, v);
+    columns_norm<4>(in, k, f);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const uint32_t size = magnitude(v[i] * rms * column_norm(in, k + i) * score);
+      const uint32_t size = magnitude(v[i] * rms * f[i] * score);
       m = size > m ? size : m;
     }
   }
@@ -98,6 +123,19 @@ __device__ static __forceinline__ float inverse_root(double m) {
   return (float)y;
 }
 
+/* x / by, rounded as a division is, where x / by is neither tiny nor huge; inverse = 1 / by. (A division proper calls a subroutine, for which the
+ * registers that hold weights would have to be put away.) */
+__device__ static __forceinline__ float quotient(float x, float by, float inverse) {
+  const float q = x * inverse, y = fmaf(fmaf(-q, by, x), inverse, q);
+  return fabsf(q) < 0x1p100f ? y : q;
+}
+
+/* 2^-e for 2^e <= x < 2^(e+1); x is positive and finite. */
+__device__ static __forceinline__ float power_near_inverse(float x) {
+  const uint32_t e = mavk_bits_from_f32(x) >> 23;
+  return mavk_f32_from_bits((e < 1 ? 253 : e > 253 ? 1 : 254 - e) << 23);
+}
+
 /* Whether tokens rounded by `act` need a look at their rows before the first product. */
 __device__ static __forceinline__ bool measure_needed(const product_input &in, int way, int act) {
   return in.norm || act == MAVK_ACT_DYNAMIC || (act == MAVK_ACT_NONE && way == WAY_F8);
@@ -110,16 +148,20 @@ __device__ static __forceinline__ void token_scales(product_tokens *t, int i, fl
   if (t->act == MAVK_ACT_NONE) {
     const uint32_t e = mavk_bits_from_f32(most) >> 23; /* most < 2^(e - 126) */
     if (way == WAY_F8 && most > 0 && e < 255) {
-      const uint32_t b = e < 14 ? 254 : 268 - e;
+      const uint32_t b = e < 15 ? 253 : 268 - e;
       fit = mavk_f32_from_bits(b << 23);
-      back = mavk_f32_from_bits((262 - b) << 23);
+      back = mavk_f32_from_bits((254 + PRODUCT_WIDEN_SHIFT - b) << 23);
     } else if (way == WAY_F8) {
-      back = 0x1p8f;
+      back = 1 << PRODUCT_WIDEN_SHIFT;
     }
   } else {
-    step = t->act == MAVK_ACT_STATIC ? t->in_scale : most / MAVK_F8_MAX;
+    step = t->act == MAVK_ACT_STATIC ? t->in_scale : quotient(most, MAVK_F8_MAX, 1 / MAVK_F8_MAX);
     if (!(step > 0)) step = 1;
-    if (way == WAY_F8) back = 0x1p16f;
+    fit = power_near_inverse(step);
+    t->by[i] = step * fit;
+    const float near = __fdividef(1, t->by[i]);
+    t->inverse[i] = fmaf(fmaf(-t->by[i], near, 1), near, near);
+    if (way == WAY_F8) back = 1 << (8 + PRODUCT_WIDEN_SHIFT);
   }
   if (most != most) back = most; /* widened codes hold no NaN */
   t->step[i] = step;
@@ -143,7 +185,7 @@ __device__ static void measure_rows(const product_input &in, product_tokens *tok
     for (int i = 0; i < 4; i++) {
       const int r = first + i, item = r >= tokens[0].n;
       sum[i] = 0, most[i] = 0;
-      if (r < rows) measure_columns<F>(in, in.x + tokens[item].from[r - (item ? tokens[0].n : 0)] * in.K, &sum[i], &most[i]);
+      if (r < rows) measure_columns<F>(in, input_row(in, tokens + item, r - (item ? tokens[0].n : 0)), &sum[i], &most[i]);
       most[i] = __reduce_max_sync(ALL_LANES, most[i]);
     }
     const F total = warp_sums4(sum);
@@ -163,7 +205,7 @@ __device__ static void measure_rows(const product_input &in, product_tokens *tok
       sum += sums[r * warps + w];
       most = mosts[r * warps + w] > most ? mosts[r * warps + w] : most;
     }
-    t->rms[i] = in.norm ? inverse_root(sum / (double)in.K + (double)in.eps) : 1;
+    t->rms[i] = in.norm ? inverse_root(sum * in.share + (double)in.eps) : 1;
     token_scales(t, i, fabsf(mavk_f32_from_bits(most) * t->rms[i] * t->score[i]));
   }
   __syncthreads();
@@ -172,7 +214,7 @@ __device__ static void measure_rows(const product_input &in, product_tokens *tok
     product_tokens *t = &tokens[item];
     if (t->act != MAVK_ACT_DYNAMIC) continue;
     for (int i = 0; i < t->n; i++) {
-      const uint32_t most = __reduce_max_sync(ALL_LANES, measure_values(in, in.x + t->from[i] * in.K, t->rms[i], t->score[i]));
+      const uint32_t most = __reduce_max_sync(ALL_LANES, measure_values(in, input_row(in, t, i), t->rms[i], t->score[i]));
       if (lane == 0) mosts[i * warps + warp] = most;
     }
     __syncthreads();
@@ -232,41 +274,38 @@ __device__ static __forceinline__ uint32_t f16x2_from_codes(uint32_t c) { return
 /* Fills the cells of `steps` steps from column k0 on for the tokens of an item. FMA: plain rows of f32 instead, 32 `steps` columns a token. All
  * threads; visible after the caller's barrier. */
 template <int WAY>
-__device__ static void stage(const product_input &in, const product_tokens *t, unsigned char *cells, int64_t k0, int steps) {
+__device__ static void stage(const product_input &in, const product_tokens *t, unsigned char *cells, int k0, int steps) {
   const int n = t->n, parts = t->act == MAVK_ACT_NONE ? 2 : 1, columns = product_columns(n, parts), each = 4 * steps;
   int i = 0, c = (int)threadIdx.x; /* token and cell of it */
+#pragma unroll 1
   for (;;) {
     while (c >= each) c -= each, i++;
     if (i >= n) break;
     const int s = c / 4, lane = c % 4;
-    const int64_t k = k0 + (int64_t)s * STEP_COLUMNS;
-    const float *row = in.x + t->from[i] * in.K;
-    const float rms = t->rms[i], score = t->score[i], step = t->step[i];
+    const int k = k0 + s * STEP_COLUMNS;
+    const float *row = input_row(in, t, i);
+    const float rms = t->rms[i], score = t->score[i], fit = t->fit[i];
     float v[8];
-    if (WAY == WAY_FMA) {
 #pragma unroll
-      for (int e = 0; e < 8; e++) v[e] = k + cell_column<WAY>(lane, e) < in.K ? row[k + cell_column<WAY>(lane, e)] : 0;
-    } else if (in.aligned) {
-#pragma unroll
-      for (int e = 0; e < 8; e += 2) {
-        const float2 x = *(const float2 *)(row + k + cell_column<WAY>(lane, e));
-        v[e] = x.x, v[e + 1] = x.y;
+    for (int e = 0; e < 8; e += 2) {
+      const int at = k + cell_column<WAY>(lane, e);
+      float f[2];
+      v[e] = v[e + 1] = 0;
+      if (WAY == WAY_FMA && at >= in.K) continue; /* the last step may be a part of one */
+      columns_x<2>(in, row, at, v + e);
+      if (in.norm) {
+        columns_norm<2>(in, at, f);
+        v[e] = v[e] * rms * f[0], v[e + 1] = v[e + 1] * rms * f[1];
       }
-    } else {
-#pragma unroll
-      for (int e = 0; e < 8; e++) v[e] = row[k + cell_column<WAY>(lane, e)];
-    }
-    if (in.norm) {
-#pragma unroll
-      for (int e = 0; e < 8; e++) v[e] = v[e] * rms * column_norm(in, k + cell_column<WAY>(lane, e));
     }
 #pragma unroll
     for (int e = 0; e < 8; e++) v[e] *= score;
     uint32_t high[4], low[4];
-    if (step > 0) {
+    if (parts == 1) {
+      const float by = t->by[i], inverse = t->inverse[i];
 #pragma unroll
       for (int e = 0; e < 8; e += 2) {
-        const uint32_t codes = f8x2_from_f32(v[e] / step, v[e + 1] / step), spread = (codes & 0xffu) | (codes & 0xff00u) << 8;
+        const uint32_t codes = f8x2_from_f32(quotient(v[e] * fit, by, inverse), quotient(v[e + 1] * fit, by, inverse)), spread = (codes & 0xffu) | (codes & 0xff00u) << 8;
         if (WAY == WAY_F8) {
           high[e / 2] = f16x2_from_codes(spread);
         } else {
@@ -277,7 +316,6 @@ __device__ static void stage(const product_input &in, const product_tokens *t, u
         low[e / 2] = 0;
       }
     } else if (WAY == WAY_F8) {
-      const float fit = t->fit[i];
 #pragma unroll
       for (int e = 0; e < 8; e += 2) {
         const float a = v[e] * fit, b = v[e + 1] * fit;

@@ -20,7 +20,7 @@ struct expert_job {
 };
 
 template <int G>
-__global__ void __launch_bounds__(BLOCK_WARPS_MAX *WARP) expert_matmul(const __grid_constant__ expert_job j) {
+__global__ void __launch_bounds__(PRODUCT_BOUNDS(G), 1) expert_matmul(const __grid_constant__ expert_job j) {
   MAVK_SHARED(shared);
   product_tokens *tokens = ((product_header *)shared)->tokens;
   float *sums = (float *)(shared + j.plan.sums_at);
@@ -64,6 +64,6 @@ extern "C" int mavk_cuda_expert_matmul(const mavk_args_expert_matmul *a, mavk_cu
   j.plan = product_plan_of(c, K, j.tiles, 1, 1, j.pairs, product_parts(&a->w), j.way == WAY_FMA, false, false, sizeof(product_header));
   if (j.plan.shared_bytes > c->shared_bytes_max) return c->fail(c, "a product needs %u bytes of shared memory", j.plan.shared_bytes);
   const int groups = j.way == WAY_FMA ? 0 : product_groups(&j.plan, product_parts(&a->w));
-  void (*kernel)(expert_job) = groups == 0 ? expert_matmul<0> : groups == 1 ? expert_matmul<1> : groups == 2 ? expert_matmul<2> : expert_matmul<4>;
+  void (*kernel)(expert_job) = groups == 0 ? expert_matmul<0> : groups == 1 ? expert_matmul<1> : expert_matmul<4>;
   return mavk_run(c, kernel, dim3((unsigned)(j.pairs * j.tiles)), product_threads(&j.plan), j.plan.shared_bytes, j);
 }

@@ -80,7 +80,7 @@ __device__ static __forceinline__ void list_group(product_tokens *t, const pair_
 }
 
 template <int G>
-__global__ void __launch_bounds__(BLOCK_WARPS_MAX *WARP) ffn_down(const __grid_constant__ down_job j) {
+__global__ void __launch_bounds__(PRODUCT_BOUNDS(G), 1) ffn_down(const __grid_constant__ down_job j) {
   MAVK_SHARED(shared);
   const product_plan &plan = j.plan;
   product_tokens *tokens = ((product_header *)shared)->tokens;
@@ -175,7 +175,7 @@ extern "C" int mavk_cuda_ffn_down(const mavk_args_ffn_down *a, mavk_cuda *c) {
     if (tokens == 1) return c->fail(c, "a product needs %u bytes of shared memory", j.plan.shared_bytes);
   }
   const int groups = is_fma ? 0 : product_groups(&j.plan, parts);
-  void (*kernel)(down_job) = groups == 0 ? ffn_down<0> : groups == 1 ? ffn_down<1> : groups == 2 ? ffn_down<2> : ffn_down<4>;
+  void (*kernel)(down_job) = groups == 0 ? ffn_down<0> : groups == 1 ? ffn_down<1> : ffn_down<4>;
   const dim3 grid((unsigned)tiles, (unsigned)ceil_div(j.T, j.tokens));
   return mavk_run(c, kernel, grid, product_threads(&j.plan), j.plan.shared_bytes, j);
 }

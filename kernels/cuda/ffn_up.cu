@@ -26,7 +26,7 @@ struct up_job {
 __device__ static __forceinline__ float silu(float x) { return x / (1 + expf(-x)); }
 
 template <int G>
-__global__ void __launch_bounds__(BLOCK_WARPS_MAX *WARP) ffn_up(const __grid_constant__ up_job j) {
+__global__ void __launch_bounds__(PRODUCT_BOUNDS(G), 1) ffn_up(const __grid_constant__ up_job j) {
   MAVK_SHARED(shared);
   product_tokens *tokens = ((product_header *)shared)->tokens;
   float *sums = (float *)(shared + j.plan.sums_at);
@@ -94,7 +94,7 @@ extern "C" int mavk_cuda_ffn_up(const mavk_args_ffn_up *a, mavk_cuda *c) {
   j.plan = product_plan_of(c, j.in.K, j.tiles, 2, 1, pairs > j.T ? pairs : j.T, parts, is_fma, true, false, sizeof(product_header));
   if (j.plan.shared_bytes > c->shared_bytes_max) return c->fail(c, "a product needs %u bytes of shared memory", j.plan.shared_bytes);
   const int groups = is_fma ? 0 : product_groups(&j.plan, parts);
-  void (*kernel)(up_job) = groups == 0 ? ffn_up<0> : groups == 1 ? ffn_up<1> : groups == 2 ? ffn_up<2> : ffn_up<4>;
+  void (*kernel)(up_job) = groups == 0 ? ffn_up<0> : groups == 1 ? ffn_up<1> : ffn_up<4>;
   const uint32_t dense = j.tiles * j.groups, all = dense + j.tiles * (uint32_t)pairs;
   const bool apart = pairs && c->off & MAVK_CUDA_OFF_SPATIAL;
   j.skip = 0;

@@ -14,9 +14,9 @@
 #include "product_plain.h"
 
 template <int G>
-__global__ void __launch_bounds__(BLOCK_WARPS_MAX *WARP) plain(const __grid_constant__ plain_job j) {
+__global__ void __launch_bounds__(PRODUCT_BOUNDS(G), 1) plain(const __grid_constant__ plain_job j) {
   MAVK_SHARED(shared);
-  product_block<G>(j, shared);
+  product_block<G, true>(j, shared);
 }
 
 int product_plain(mavk_cuda *c, const mavk_array *x, const mavk_array *norm, float eps, const mavk_weight *w, const float *residual, float *y,
@@ -33,7 +33,7 @@ int product_plain(mavk_cuda *c, const mavk_array *x, const mavk_array *norm, flo
     j.y = y + first * j.N;
     const dim3 grid((unsigned)(j.tiles < at_once ? j.tiles : at_once), (unsigned)ceil_div(n, TOKENS_MAX), (unsigned)j.plan.splits);
     const int groups = j.way == WAY_FMA ? 0 : product_groups(&j.plan, product_parts(w));
-    void (*kernel)(plain_job) = groups == 0 ? plain<0> : groups == 1 ? plain<1> : groups == 2 ? plain<2> : plain<4>;
+    void (*kernel)(plain_job) = groups == 0 ? plain<0> : groups == 1 ? plain<1> : plain<4>;
     MAVK_TRY_CUDA(mavk_run(c, kernel, grid, product_threads(&j.plan), j.plan.shared_bytes, j));
   }
   return 0;

@@ -54,9 +54,9 @@ struct qkv_job : product_job {
 };
 
 template <int G>
-__global__ void __launch_bounds__(BLOCK_WARPS_MAX *WARP) norm_qkv(const __grid_constant__ qkv_job j) {
+__global__ void __launch_bounds__(PRODUCT_BOUNDS(G), 1) norm_qkv(const __grid_constant__ qkv_job j) {
   MAVK_SHARED(shared);
-  product_block<G>(j, shared);
+  product_block<G, false>(j, shared);
 }
 
 extern "C" int mavk_cuda_norm_qkv(const mavk_args_norm_qkv *a, mavk_cuda *c) {
@@ -79,7 +79,7 @@ extern "C" int mavk_cuda_norm_qkv(const mavk_args_norm_qkv *a, mavk_cuda *c) {
     j.rows.seq += first, j.rows.pos += first, j.rows.slot += first;
     const dim3 grid((unsigned)j.tiles, (unsigned)ceil_div(n, TOKENS_MAX), (unsigned)j.plan.splits);
     const int groups = j.way == WAY_FMA ? 0 : product_groups(&j.plan, product_parts(&a->w));
-    void (*kernel)(qkv_job) = groups == 0 ? norm_qkv<0> : groups == 1 ? norm_qkv<1> : groups == 2 ? norm_qkv<2> : norm_qkv<4>;
+    void (*kernel)(qkv_job) = groups == 0 ? norm_qkv<0> : groups == 1 ? norm_qkv<1> : norm_qkv<4>;
     MAVK_TRY_CUDA(mavk_run(c, kernel, grid, product_threads(&j.plan), j.plan.shared_bytes, j));
   }
   return 0;

@@ -30,6 +30,13 @@ enum { WAY_F8, WAY_BF16, WAY_FMA };
 #define STEP_COLUMNS MAVK_MMA_COLUMNS
 #define TOKENS_MAX 16
 #define BLOCK_WARPS_MAX 16
+/* Codes of weights are widened to f16 by integer operations, which leave 2^-8 (28 instructions a step of a lane), or by cvt (PRODUCT_WIDEN_CVT: 12). */
+#ifdef PRODUCT_WIDEN_CVT
+#define PRODUCT_WIDEN_SHIFT 0
+#else
+#define PRODUCT_WIDEN_SHIFT 8
+#endif
+
 #define SUM_STRIDE 20 /* floats from a token's sums to the next one's: without bank conflicts in fold */
 
 /* Rows of a product's input. */
@@ -38,18 +45,20 @@ struct product_input {
   const void *norm;
   int32_t norm_dtype;
   float eps;
-  int64_t K;
-  bool aligned; /* rows begin at multiples of 16 bytes */
+  int32_t K;
+  double share; /* 1 / K */
+  bool aligned, norm_aligned; /* rows begin at multiples of 16 bytes; pairs of the norm's weight are whole words */
 };
 
 static inline product_input product_input_of(const mavk_array *x, int64_t K, const mavk_array *norm, float eps) {
-  const product_input in = {(const float *)x->p, norm ? norm->p : NULL, norm ? norm->dtype : 0, eps, K, K % 4 == 0 && (uintptr_t)x->p % 16 == 0};
+  const product_input in = {(const float *)x->p, norm ? norm->p : NULL, norm ? norm->dtype : 0, eps, (int32_t)K, 1 / (double)K, K % 4 == 0 && (uintptr_t)x->p % 16 == 0,
+                            norm && K % 4 == 0 && (uintptr_t)norm->p % 4 == 0};
   return in;
 }
 
 /* What is fixed by the shapes (all but `piece` and the places in shared memory, which may depend on the tokens). */
 struct product_plan {
-  int32_t steps, warps, items, splits, split_steps;
+  int32_t steps, warps, warps_log2, items, splits, split_steps; /* warps: of an item */
   int32_t tokens; /* of a block at most */
   int32_t piece;  /* steps */
   uint32_t sums_at, cells_at, cells_bytes, shared_bytes; /* cells_bytes: of one region of activations */
@@ -73,8 +82,13 @@ MAVK_FN int product_columns(int tokens, int parts) {
   return tokens <= per ? tokens * parts : (tokens + per - 1) / per * 8;
 }
 
-/* Loads of sixteen bytes that a thread keeps in flight, for G groups of columns. */
-MAVK_FN constexpr int product_depth(int G) { return G == 1 ? 10 : G == 2 ? 8 : 4; }
+/* Loads of sixteen bytes that a thread keeps in flight, for G groups of columns: as many as registers allow; 48 KB for sixteen warps and one group.
+ * What comes after them is on its way to the second-level cache, so much of it: */
+MAVK_FN constexpr int product_depth(int G) { return G == 1 ? 6 : 4; }
+#define PRODUCT_AHEAD_BYTES (128 * 1024)
+
+/* Threads for whose registers a kernel is compiled: 96 for few tokens, so that blocks of the next kernel fit beside those of this one, else 128. */
+#define PRODUCT_BOUNDS(G) ((G) == 1 ? 640 : BLOCK_WARPS_MAX * WARP)
 
 #define PRODUCT_REGION_BYTES (96 * 1024) /* of activations, if a piece can be that small */
 #define PRODUCT_TILES_MANY 48            /* enough to keep the memory busy: no split */
@@ -94,8 +108,9 @@ static inline product_plan product_plan_of(const mavk_cuda *c, int64_t K, int64_
   const int least = (has_norm ? 8 : 4) / items; /* warps, to normalize quickly */
   p.warps = BLOCK_WARPS_MAX / items;
   while (p.warps > least && p.warps * 5 > p.split_steps) p.warps /= 2;
+  while (1 << p.warps_log2 < p.warps) p.warps_log2++;
   p.tokens = (int32_t)(tokens < TOKENS_MAX ? tokens : TOKENS_MAX);
-  const int columns = product_columns(p.tokens, parts), groups = (columns + 7) / 8, depth = product_depth(groups > 2 ? 4 : groups);
+  const int columns = product_columns(p.tokens, parts), groups = (columns + 7) / 8, depth = product_depth(groups > 1 ? 4 : 1);
   const int unit = is_fma ? p.warps : p.warps * depth; /* a multiple of what either mma takes at once */
   const size_t step_bytes = is_fma ? (size_t)p.tokens * STEP_COLUMNS * 4 : (size_t)columns * STEP_COLUMNS * 2;
   int64_t units = (int64_t)(PRODUCT_REGION_BYTES / ((size_t)regions * (size_t)unit * step_bytes));

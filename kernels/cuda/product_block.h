@@ -23,15 +23,14 @@ template <int G>
 struct product_warp {
   weight_stream<product_depth(G)> stream;
   float sum[G][2][4];
-  int item, warp, warps, way;
+  int item, warp, warps;
 
   __device__ __forceinline__ void begin(const product_plan &plan) {
     const int w = (int)threadIdx.x / WARP;
-    warps = plan.warps, item = w / warps, warp = w % warps, way = WAY_F8;
+    warps = plan.warps, item = w >> plan.warps_log2, warp = w & (warps - 1);
     stream.count = 0;
   }
-  __device__ __forceinline__ void open(const product_matrix &m, int which, int64_t tile, int first, int end) {
-    way = which;
+  __device__ __forceinline__ void open(const product_matrix &m, int way, int64_t tile, int first, int end) {
     if (way == WAY_F8)
       stream.template open<WAY_F8>(m, tile, first, end, warp, warps);
     else
@@ -45,12 +44,12 @@ struct product_warp {
       for (int i = 0; i < 8; i++) sum[q][i / 4][i % 4] = 0;
   }
   /* Steps p .. p + n of a range that began at `first`, whose cells are there. */
-  __device__ __forceinline__ void take(const unsigned char *cells, const product_tokens *t, int first, int p, int n, int64_t K) {
+  __device__ __forceinline__ void take(const product_plan &plan, const unsigned char *cells, const product_tokens *t, int first, int p, int n, int K) {
     const cell_place place = cell_place_of(t->n, t->act == MAVK_ACT_NONE ? 2 : 1);
-    const int it0 = (p - first) / warps, it1 = it0 + (n + warps - 1) / warps;
+    const int it0 = (p - first) >> plan.warps_log2, it1 = it0 + ((n + warps - 1) >> plan.warps_log2);
     cells += warp * place.columns * 64;
     (void)K;
-    if (way == WAY_F8)
+    if (t->way == WAY_F8)
       multiply<WAY_F8, G>(stream, sum, it0, it1, cells, place, warps);
     else
       multiply<WAY_BF16, G>(stream, sum, it0, it1, cells, place, warps);
@@ -70,7 +69,7 @@ struct product_warp<0> {
 
   __device__ __forceinline__ void begin(const product_plan &plan) {
     const int w = (int)threadIdx.x / WARP;
-    warps = plan.warps, item = w / warps, warp = w % warps, is_open = false;
+    warps = plan.warps, item = w >> plan.warps_log2, warp = w & (warps - 1), is_open = false;
   }
   __device__ __forceinline__ void open(const product_matrix &matrix, int, int64_t which, int, int) { m = matrix, tile = which, is_open = true; }
   __device__ __forceinline__ void close() { is_open = false; }
@@ -78,8 +77,8 @@ struct product_warp<0> {
 #pragma unroll
     for (int i = 0; i < TOKENS_MAX; i++) sum[0][i] = sum[1][i] = 0;
   }
-  __device__ __forceinline__ void take(const unsigned char *cells, const product_tokens *t, int, int p, int n, int64_t K) {
-    if (is_open) multiply_fma(m, tile, sum, cells, t->n, (int64_t)p * STEP_COLUMNS, n, K, warp, warps);
+  __device__ __forceinline__ void take(const product_plan &, const unsigned char *cells, const product_tokens *t, int, int p, int n, int K) {
+    if (is_open) multiply_fma(m, tile, sum, cells, t->n, p * STEP_COLUMNS, n, K, warp, warps);
   }
   __device__ __forceinline__ void finish(const product_plan &plan, const product_tokens *t, float *sums) {
     fold_fma(sum, sums + (item * warps + warp) * plan.tokens * SUM_STRIDE, t->n);
@@ -94,7 +93,7 @@ __device__ static __forceinline__ void list_tokens(product_tokens *t, int64_t fi
 }
 
 template <int G>
-__device__ static __forceinline__ void stage_way(const product_input &in, const product_tokens *t, unsigned char *cells, int64_t k, int steps) {
+__device__ static __forceinline__ void stage_way(const product_input &in, const product_tokens *t, unsigned char *cells, int k, int steps) {
   if (G == 0)
     stage<WAY_FMA>(in, t, cells, k, steps);
   else if (t->way == WAY_F8)
@@ -113,10 +112,10 @@ __device__ static __forceinline__ void product_range(const product_plan &plan, c
     const int n = end - p < plan.piece ? end - p : plan.piece;
     if (!staged) {
       if (p != first) __syncthreads();
-      for (int r = 0; r < regions; r++) stage_way<G>(in, tokens + r, cells + r * plan.cells_bytes, (int64_t)p * STEP_COLUMNS, n);
+      for (int r = 0; r < regions; r++) stage_way<G>(in, tokens + r, cells + r * plan.cells_bytes, p * STEP_COLUMNS, n);
       __syncthreads();
     }
-    w.take(cells + region * plan.cells_bytes, tokens + region, first, p, n, in.K);
+    w.take(plan, cells + region * plan.cells_bytes, tokens + region, first, p, n, in.K);
   }
 }
 
@@ -197,8 +196,8 @@ static inline int64_t product_job_init(product_job *j, mavk_cuda *c, const mavk_
   return groups * TOKENS_MAX;
 }
 
-/* J::put(sums, parts, tokens, tile) takes the results of a tile. */
-template <int G, typename J>
+/* J::put(sums, parts, tokens, tile) takes the results of a tile. LOOP: there may be fewer blocks than tiles. */
+template <int G, bool LOOP, typename J>
 __device__ static __forceinline__ void product_block(const J &j, unsigned char *shared) {
   const product_plan &plan = j.plan;
   product_header *header = (product_header *)shared;
@@ -225,11 +224,11 @@ __device__ static __forceinline__ void product_block(const J &j, unsigned char *
     staged = end - first <= plan.piece;
     w.finish(plan, tokens, sums);
     const int64_t next = tile + gridDim.x;
-    if (next < j.tiles) w.open(m, j.way, next, first, end);
+    if (LOOP && next < j.tiles) w.open(m, j.way, next, first, end);
     __syncthreads();
     const int parts = product_join(plan, header, sums, n, j.scratch, j.tickets, (int64_t)blockIdx.y * j.tiles + tile, (int)blockIdx.z);
     if (parts) j.put(sums, parts, tokens, tile);
-    if (next >= j.tiles) break;
+    if (!LOOP || next >= j.tiles) break;
     tile = next;
     __syncthreads();
   }

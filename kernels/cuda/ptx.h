@@ -26,6 +26,11 @@ PTX_FN uint4 load_once(const void *p) {
 /* The line at p into the second-level cache. */
 PTX_FN void prefetch_l2(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p))); }
 
+/* Bytes from p on into the second-level cache, by the copy engine; both multiples of 16. */
+PTX_FN void prefetch_l2_range(const void *p, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(bytes) : "memory");
+}
+
 /* d += a b: a (16, 16) row by row, b (16, 8) column by column, d (16, 8). PTX ISA, "Matrix Fragments for mma.m16n8k16"; with lane =
  * 4 g + t: a[0] row g, columns 2t 2t+1; a[1] row g + 8; a[2], a[3] the same rows, columns + 8; b[0] rows 2t 2t+1, column g; b[1]
  * rows + 8; d[0] d[1] row g, columns 2t 2t+1; d[2] d[3] row g + 8. */
@@ -56,6 +61,13 @@ PTX_FN uint16_t f8x2_from_f32(float low, float high) {
   uint16_t c;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(c) : "f"(high), "f"(low));
   return c;
+}
+
+/* Two e4m3 codes to f16, exact: from the low byte to the low half. */
+PTX_FN uint32_t f16x2_from_f8x2(uint16_t codes) {
+  uint32_t h;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(h) : "h"(codes));
+  return h;
 }
 
 /* Nanoseconds of a clock that all multiprocessors share. */

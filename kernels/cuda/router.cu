@@ -35,7 +35,7 @@ __device__ static __forceinline__ void next_best(const float *logits, int E, flo
 }
 
 template <int G>
-__global__ void __launch_bounds__(BLOCK_WARPS_MAX *WARP) router(const __grid_constant__ router_job j) {
+__global__ void __launch_bounds__(PRODUCT_BOUNDS(G), 1) router(const __grid_constant__ router_job j) {
   MAVK_SHARED(shared);
   const product_plan &plan = j.plan;
   product_header *header = (product_header *)shared;
@@ -118,7 +118,7 @@ extern "C" int mavk_cuda_router(const mavk_args_router *a, mavk_cuda *c) {
     j.score = (float *)a->score.p + first * j.k;
     const dim3 grid((unsigned)j.tiles, (unsigned)ceil_div(n, TOKENS_MAX), (unsigned)j.plan.splits);
     const int groups = j.way == WAY_FMA ? 0 : product_groups(&j.plan, product_parts(&a->w));
-    void (*kernel)(router_job) = groups == 0 ? router<0> : groups == 1 ? router<1> : groups == 2 ? router<2> : router<4>;
+    void (*kernel)(router_job) = groups == 0 ? router<0> : groups == 1 ? router<1> : router<4>;
     MAVK_TRY_CUDA(mavk_run(c, kernel, grid, product_threads(&j.plan), j.plan.shared_bytes, j));
   }
   return 0;

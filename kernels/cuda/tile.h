@@ -33,7 +33,7 @@ template <int LOADS>
 struct weight_stream {
   uint4 w[LOADS];
   const unsigned char *p; /* the lane's, at the warp's first step */
-  int64_t second;         /* WAY_BF16: from row g to row g + 8 */
+  int32_t second;         /* WAY_BF16: bytes from row g to row g + 8 */
   uint32_t hop;           /* from a step to the warp's next */
   int count;              /* of its steps */
 
@@ -62,16 +62,31 @@ struct weight_stream {
       a = a < m.N ? a : m.N - 1, b = b < m.N ? b : m.N - 1;
       p = m.p + ((size_t)a * (size_t)m.stride + (size_t)begin * STEP_COLUMNS + (size_t)t * 8) * 2;
       hop = (uint32_t)warps * STEP_COLUMNS * 2;
-      second = (b - a) * m.stride * 2;
+      second = (int32_t)((b - a) * m.stride * 2);
     }
+    constexpr int depth = WAY == WAY_F8 ? LOADS : LOADS / 2;
 #pragma unroll
-    for (int i = 0; i < (WAY == WAY_F8 ? LOADS : LOADS / 2); i++)
+    for (int i = 0; i < depth; i++)
       if (i < count) load<WAY>(i, i);
+    const int later = first + depth * warps;
+    if (warp == 0 && later < end) { /* what follows: one piece of a tile of codes, sixteen of rows */
+      const uint32_t bytes = (uint32_t)(end - later) * (WAY == WAY_F8 ? MAVK_MMA_TILE : STEP_COLUMNS * 2);
+      const uint32_t most = PRODUCT_AHEAD_BYTES / (WAY == WAY_F8 ? 1 : TILE_ROWS);
+      const int64_t row = tile * TILE_ROWS + (WAY == WAY_F8 ? 0 : lane);
+      const size_t at = WAY == WAY_F8 ? (size_t)row * (size_t)m.stride + (size_t)later * MAVK_MMA_TILE : ((size_t)row * (size_t)m.stride + (size_t)later * STEP_COLUMNS) * 2;
+      if (lane < (WAY == WAY_F8 ? 1 : TILE_ROWS) && row < m.N) prefetch_l2_range(m.p + at, bytes < most ? bytes : most);
+    }
   }
 };
 
-/* Two codes of every word as f16 pairs: low halves of rows g, high ones of rows g + 8 (layout.h). */
+/* A word's codes as f16 pairs: low bytes of halves are row g, high ones row g + 8 (layout.h), times 2^-PRODUCT_WIDEN_SHIFT. */
 __device__ static __forceinline__ void widen_word(uint32_t w, uint32_t *row, uint32_t *row8) {
+#ifdef PRODUCT_WIDEN_CVT
+  const uint32_t c = __byte_perm(w, 0, 0x3120);
+  *row = f16x2_from_f8x2((uint16_t)c);
+  *row8 = f16x2_from_f8x2((uint16_t)(c >> 16));
+  return;
+#endif
   *row = (w << 7 & 0x3f803f80u) | (w << 8 & 0x80008000u);
   *row8 = (w >> 1 & 0x3f803f80u) | (w & 0x80008000u);
 }
@@ -165,7 +180,7 @@ __device__ static __forceinline__ void fold(const float sum[G][2][4], float *sum
 /* ---- without tensor cores --------------------------------------------------------------------------------------------------------- */
 
 /* Eight columns of row n of a matrix from column k on, as f32; 0 beyond K. */
-__device__ static __forceinline__ void load_columns(const product_matrix &m, int64_t n, int64_t k, int64_t K, float v[8]) {
+__device__ static __forceinline__ void load_columns(const product_matrix &m, int64_t n, int k, int K, float v[8]) {
   const int size = m.dtype == MAVK_F32 ? 4 : m.dtype == MAVK_F8 ? 1 : 2;
   const unsigned char *at = m.p + (size_t)(n * m.stride + k) * (size_t)size;
   if (k + 8 <= K && (uintptr_t)at % (unsigned)(8 * size < 16 ? 8 * size : 16) == 0) {
@@ -197,11 +212,11 @@ __device__ static __forceinline__ void load_columns(const product_matrix &m, int
 /* Steps `warp`, warp + warps, ... of `steps` from column k0 on; lane (g, t) has rows g and g + 8 and eight columns of a step. rows: f32 in shared
  * memory, 32 `steps` a token. */
 __device__ static __forceinline__ void multiply_fma(const product_matrix &m, int64_t tile, float sum[2][TOKENS_MAX], const unsigned char *cells, int n,
-                                                    int64_t k0, int steps, int64_t K, int warp, int warps) {
+                                                    int k0, int steps, int K, int warp, int warps) {
   const int lane = (int)threadIdx.x % WARP, g = lane / 4, t = lane % 4;
   const int64_t r0 = tile * TILE_ROWS + g, r1 = r0 + 8, a = r0 < m.N ? r0 : m.N - 1, b = r1 < m.N ? r1 : m.N - 1;
   for (int s = warp; s < steps; s += warps) {
-    const int64_t k = k0 + (int64_t)s * STEP_COLUMNS;
+    const int k = k0 + s * STEP_COLUMNS;
     float w[2][8];
     const float *x = (const float *)cells + s * STEP_COLUMNS;
     if (m.layout == MAVK_LAYOUT_M16N8K16) {

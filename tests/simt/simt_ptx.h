@@ -24,6 +24,10 @@ PTX_FN uint4 load_once(const void *p) {
   return v;
 }
 PTX_FN void prefetch_l2(const void *p) { (void)p; }
+PTX_FN void prefetch_l2_range(const void *p, uint32_t bytes) {
+  simt_aligned(p, 16);
+  if (bytes % 16) simt_fault(cudaErrorMisalignedAddress, "%u bytes are not a multiple of 16", bytes);
+}
 
 /* The fragments of mma.m16n8k16 that a lane brings; 16 bits a number. */
 struct simt_mma {
@@ -64,6 +68,11 @@ PTX_FN float f32_from_f16(uint16_t h) { return mavk_f32_from_f16(h); }
 PTX_FN uint16_t f8x2_from_f32(float low, float high) {
   const unsigned l = low != low ? 0x7f : mavk_f8_from_f32(low), h = high != high ? 0x7f : mavk_f8_from_f32(high);
   return (uint16_t)(l | h << 8);
+}
+
+PTX_FN uint32_t f16x2_from_f8x2(uint16_t codes) {
+  return mavk_f16_from_f32(mavk_f32_from_f8((uint8_t)(codes & 255))) |
+         (uint32_t)mavk_f16_from_f32(mavk_f32_from_f8((uint8_t)(codes >> 8))) << 16;
 }
 
 PTX_FN int64_t device_clock_ns(void) {
