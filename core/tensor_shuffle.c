@@ -18,7 +18,7 @@ mav_err mav_tensor_shuffle(mav_tensor **out, mav_tensor *t) {
   mav_tensor *y;
   mav__buffer *b;
   *out = NULL;
-  MAV_TRY(mav__tensor_readable(t, OP));
+  if (t->layout == MAVK_LAYOUT_ROWS) MAV_TRY(mav__tensor_readable(t, OP));
   if (rt->capture) return MAV_RT_FAIL(rt, STATE, OP, "not while a capture is open");
   if (!gains(t)) {
     *out = mav_tensor_retain(t);

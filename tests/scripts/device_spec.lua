@@ -1,0 +1,113 @@
+--- A device in its own memory does what the processor does: the same texts, drafted and not, of weights of every kind, from files and from
+--- packs; and its memory is given back. Runs on MAV_TEST_DEVICE (cuda, or its emulation); without it there is nothing to compare.
+local mav = require "mav"
+local maverick = require "mav.maverick"
+local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
+local S = dofile(here .. "/speculation.lua")
+local support = S.support
+
+local device = os.getenv "MAV_TEST_DEVICE"
+local TOKENS = 10
+
+local function load(where, dir, options)
+  local o = { device = where, threads = 1 }
+  for key, value in pairs(options or {}) do o[key] = value end
+  return assert(maverick.load(dir, o))
+end
+
+if device then
+  describe("speculation on " .. device, function()
+    local model, prompt, expected
+    setup(function()
+      local host = load("cpu", support.model_dir "maverick")
+      prompt = S.golden.open("maverick").get "mid.input_ids"
+      expected = S.text(host:session {}, prompt, TOKENS)
+      model = load(device, support.model_dir "maverick")
+    end)
+    teardown(function() model = nil end)
+
+    it("says what plain decoding says", function()
+      assert.equal(device, model.runtime.device)
+      S.same(expected, S.text(model:session {}, prompt, TOKENS), "plain")
+      for _, case in ipairs { { "suffix", S.chains[3] }, { "self=2", S.trees[1] }, { "eagle3=" .. support.model_dir "eagle3_full", S.chains[3] },
+        { "suffix,eagle3=" .. support.model_dir "eagle3_d2t", S.chains[2] } } do
+        local s <close> = model:session { strategy = S.strategy(S.drafter(model, case[1]), case[2]) }
+        S.same(expected, S.text(s, prompt, TOKENS), "%s, %s", case[1], S.shape_text(case[2]))
+      end
+    end)
+
+    it("draws the same, whoever drafts, and forks", function()
+      local sample = { temperature = 0.8, top_k = 20, top_p = 0.95, seed = 5 }
+      local plain = S.text(model:session { sample = sample }, prompt, TOKENS)
+      local head = S.drafter(model, "eagle3=" .. support.model_dir "eagle3_full")
+      local s <close> = model:session { sample = sample, strategy = S.strategy(head, S.trees[1]) }
+      S.same(plain, S.text(s, prompt, TOKENS), "a seed")
+      local r <close> = model:session { sample = sample, strategy = { draft = head, tree = { 2, 1 }, accept = "rejection" } }
+      assert.equal(TOKENS, #S.text(r, prompt, TOKENS))
+    end)
+  end)
+
+  describe("weights on " .. device, function()
+    --- The greedy text of a model on the processor and on the device.
+    local function same(dir, options, what)
+      local prompt = { 5, 17, 3, 44, 9, 28 }
+      local texts = {}
+      for i, where in ipairs { "cpu", device } do
+        local model = load(where, dir, options)
+        local s <close> = model:session {}
+        texts[i] = S.text(s, prompt, 4)
+        if i == 2 and what == "fp8" then
+          local shuffled = 0
+          for _, L in ipairs(model.weights.layers) do
+            for _, t in pairs(L) do
+              if type(t) == "userdata" and t.is_shuffled then shuffled = shuffled + 1 end
+            end
+          end
+          assert.is_true(shuffled > 0)
+        end
+      end
+      S.same(texts[1], texts[2], what)
+    end
+
+    it("are what they are on the processor", function()
+      same(support.model_dir "top2", { dtype = "fp8" }, "fp8")
+      same(support.model_dir "maverick_ct_fp8", nil, "w8a8")
+      same(support.model_dir "tied", { dtype = "bf16" }, "bf16")
+    end)
+
+    it("come from packs", function()
+      local dir <close> = support.directory()
+      local program = os.getenv "MAV" or arg[-1]
+      for _, layout in ipairs { "row", "m16n8k16" } do
+        local recipe = ("%s/%s.lua"):format(dir.path, layout)
+        local file = assert(io.open(recipe, "w"))
+        file:write(([[return { { linear = true, dtype = "fp8" }, { layout = "%s", match = function(e)
+          return e.linear and e.shape[#e.shape - 1] %% 16 == 0 and e.shape[#e.shape] %% 32 == 0
+        end } }]]):format(layout))
+        file:close()
+        local out = dir.path .. "/" .. layout
+        local ok = os.execute(("%s weights convert %s %s --recipe %s >/dev/null 2>&1"):format(program, support.model_dir "top2", out, recipe))
+        assert.is_true(ok == true, layout)
+        same(out, nil, "pack of " .. layout)
+      end
+    end)
+  end)
+
+  describe("memory of " .. device, function()
+    it("is given back, and garbage does not fill it", function()
+      local rt = assert(mav.runtime { device = device })
+      for _ = 1, 40 do mav.zeros { 4 << 20, runtime = rt } end
+      collectgarbage()
+      assert.equal(0, rt:memory().device_bytes_live)
+      local kept = {}
+      local ok, err = pcall(function()
+        for i = 1, 1 << 20 do kept[i] = mav.zeros { 64 << 20, dtype = "u8", runtime = rt } end
+      end)
+      assert.is_false(ok)
+      assert.equal("NOMEM", err.code)
+      kept = nil -- luacheck: ignore
+      local t = mav.zeros { 64 << 20, dtype = "u8", runtime = rt } -- collects, and tries again
+      assert.equal(0, t:get(1))
+    end)
+  end)
+end
