@@ -3,7 +3,7 @@ local support = dofile(here .. "/support.lua")
 local mav = require "mav"
 local op, raises = mav.op, support.raises
 
-for _, device in ipairs { "ref", "cpu" } do
+for _, device in ipairs { "ref", "cpu", os.getenv "MAV_TEST_DEVICE" } do
   describe("graph on " .. device, function()
     local rt
     setup(function()

@@ -8,9 +8,9 @@ support.here = here
 support.root = support.here .. "/../.."
 support.model = support.root .. "/tests/oracle/models/maverick"
 
---- The default runtime of the specs: the reference, one thread.
+--- The default runtime of the specs: the reference, one thread; or MAV_TEST_DEVICE.
 function support.runtime()
-  local rt = assert(mav.runtime { device = "ref" })
+  local rt = assert(mav.runtime { device = os.getenv "MAV_TEST_DEVICE" or "ref" })
   mav.default_runtime(rt)
   return rt
 end

@@ -2,6 +2,7 @@ local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") or "."
 local support = dofile(here .. "/support.lua")
 local mav = require "mav"
 local raises = support.raises
+local DEVICE = os.getenv "MAV_TEST_DEVICE" or "ref"
 
 describe("tensor", function()
   setup(support.runtime)
@@ -163,8 +164,8 @@ describe("tensor", function()
   end)
 
   it("says what it is", function()
-    assert.equal("mav.tensor bf16 (8, 5) ref", tostring(mav.zeros { 8, 5, dtype = "bf16" }))
-    assert.equal("mav.tensor f32 () ref", tostring(mav.tensor(1)))
+    assert.equal("mav.tensor bf16 (8, 5) " .. DEVICE, tostring(mav.zeros { 8, 5, dtype = "bf16" }))
+    assert.equal("mav.tensor f32 () " .. DEVICE, tostring(mav.tensor(1)))
   end)
 
   it("closes once, or twice", function()
@@ -236,15 +237,15 @@ describe("show", function()
   local function text(t, options) return require("mav.show").text(t, options) end
 
   it("lays values out in columns", function()
-    assert.equal("[[ 1.  2.]\n [-3. 40.]]\nmav.tensor f32 (2, 2) ref", text(mav.tensor { { 1, 2 }, { -3, 40 } }))
-    assert.equal("[1.5000 2.0000]\nmav.tensor f32 (2) ref", text(mav.tensor { 1.5, 2 }))
-    assert.equal("[1 2]\nmav.tensor i32 (2) ref", text(mav.tensor { 1, 2, dtype = "i32" }))
-    assert.equal("7.\nmav.tensor f32 () ref", text(mav.tensor(7)))
-    assert.equal("[[[1. 2.]]\n\n [[3. 4.]]]\nmav.tensor f32 (2, 1, 2) ref", text(mav.tensor { { { 1, 2 } }, { { 3, 4 } } }))
+    assert.equal("[[ 1.  2.]\n [-3. 40.]]\nmav.tensor f32 (2, 2) " .. DEVICE, text(mav.tensor { { 1, 2 }, { -3, 40 } }))
+    assert.equal("[1.5000 2.0000]\nmav.tensor f32 (2) " .. DEVICE, text(mav.tensor { 1.5, 2 }))
+    assert.equal("[1 2]\nmav.tensor i32 (2) " .. DEVICE, text(mav.tensor { 1, 2, dtype = "i32" }))
+    assert.equal("7.\nmav.tensor f32 () " .. DEVICE, text(mav.tensor(7)))
+    assert.equal("[[[1. 2.]]\n\n [[3. 4.]]]\nmav.tensor f32 (2, 1, 2) " .. DEVICE, text(mav.tensor { { { 1, 2 } }, { { 3, 4 } } }))
   end)
 
   it("shows what is not finite, and what is very small", function()
-    assert.equal("[ inf  nan -inf   1.]\nmav.tensor f32 (4) ref", text(mav.tensor { 1 / 0, 0 / 0, -1 / 0, 1 }))
+    assert.equal("[ inf  nan -inf   1.]\nmav.tensor f32 (4) " .. DEVICE, text(mav.tensor { 1 / 0, 0 / 0, -1 / 0, 1 }))
     assert.truthy(text(mav.tensor { 1e-6, 1 }):find("e%-06"))
     assert.truthy(text(mav.tensor { 1e12 }):find("e%+12"))
   end)
@@ -261,7 +262,7 @@ describe("show", function()
     local options = { write = function(...) out[#out + 1] = table.concat { ... } end }
     mav.tensor({ 1 }):print(options)
     mav.show(mav.tensor { 1 }, { write = options.write })
-    assert.equal("[1.]\nmav.tensor f32 (1) ref\n", out[1])
+    assert.equal("[1.]\nmav.tensor f32 (1) " .. DEVICE .. "\n", out[1])
     assert.equal(out[1], out[2])
     raises("unknown key 'edges'", mav.show, mav.tensor { 1 }, { edges = 1 })
   end)
