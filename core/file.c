@@ -130,10 +130,13 @@ mav_err mav__writer_put(mav__writer *w, const void *data, size_t bytes) {
 }
 
 void mav__sync_directory(const char *path) {
+  char dir[4096] = "."; /* no memory to run out of: what was written is complete by now */
   const char *slash = strrchr(path, '/');
-  char *dir = slash ? mav__strndup(path, slash == path ? 1 : (size_t)(slash - path)) : mav__strdup(".");
-  int fd = dir ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-  mav__free(dir);
+  const size_t length = slash == path ? 1 : slash ? (size_t)(slash - path) : 1;
+  if (length >= sizeof dir) return;
+  if (slash) memcpy(dir, path, length);
+  dir[length] = 0;
+  int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return;
   (void)fsync(fd);
   close(fd);
