@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs, builds, and runs every test. test.sh takes under 15 minutes on 2 cores; test.sh --full adds 60 s of fuzzing per
-# parser and everything under the sanitizers.
+# Installs, builds, and runs every test. test.sh takes under 15 minutes on 2 cores; test.sh --full takes the long variants of tests (MAV_FULL),
+# and adds everything under the sanitizers and 60 s of fuzzing per parser.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 full=false
@@ -18,14 +18,14 @@ build() { # preset
 run() { # preset, ctest arguments
   local preset=$1; shift
   echo "== test $preset $*"
-  ctest --test-dir "build/$preset" --output-on-failure --timeout 900 -j 2 "$@"
+  ctest --test-dir "build/$preset" --output-on-failure -j 2 --timeout 900 "$@"
 }
 
 ./scripts/install.sh --tests
 $full && ./scripts/install.sh --fuzz
 
 build release
-run release
+if $full; then MAV_FULL=1 run release --timeout 3600; else run release; fi
 build asan
 if $full; then run asan; else run asan -L sanitize; fi
 
