@@ -34,7 +34,6 @@ typedef struct cuda {
   char isa[16];
   const char *op; /* that runs, for messages */
   mav_err noted;  /* what launch and fail of k left in the diagnostic */
-  int64_t bytes;  /* taken from the device */
   int64_t kernels; /* launched or captured so far */
 
   stage stage[STAGES];

@@ -44,7 +44,8 @@ static mav_err capture(mav_runtime *rt, graph *g) {
   static const char op[] = "graph_end";
   cuda *c = mav__cuda(rt);
   cudaGraph_t captured = NULL;
-  CUDA_TRY(rt, op, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal));
+  /* relaxed: a kernel that is new may have to be loaded meanwhile */
+  CUDA_TRY(rt, op, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeRelaxed));
   mav_err err = enqueue(rt, g);
   const mav_diag diag = rt->diag;
   const cudaError_t ended = cudaStreamEndCapture(c->stream, &captured); /* in any case */

@@ -1,6 +1,6 @@
 /* core/library.c - the backend "cuda" lies in a library of its own, libmav_cuda.so, so that one program serves machines with and
  * without a GPU. It is looked for where the caller says (option library), where MAV_CUDA_LIBRARY says, else beside the file that this
- * code is in, in the folder above, and in the lib beside that. It is built from the same source as the core, and checked for it.
+ * code is in, and in folders nearby: as it is built, and as it is installed. It is built from the same source as the core, and checked for it.
  * The library is never unloaded: what is in it has finalizers of its own. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -30,7 +30,7 @@ static const mav__host host = {
 
 /* Its path in `out`, for a library that lies near this code; false: there is none. */
 static bool find(char *out) {
-  static const char *const near[] = {"", "../", "../lib/"};
+  static const char *const near[] = {"", "../", "../lib/", "../../"};
   Dl_info info;
   if (!dladdr(&host, &info) || !info.dli_fname) return false;
   const char *slash = strrchr(info.dli_fname, '/');
