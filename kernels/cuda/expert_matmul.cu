@@ -20,7 +20,7 @@ struct expert_job {
 };
 
 template <int G>
-__global__ void __launch_bounds__(PRODUCT_BOUNDS(G), 1) expert_matmul(const __grid_constant__ expert_job j) {
+__global__ void __launch_bounds__(PRODUCT_80_REGISTERS(G)) expert_matmul(const __grid_constant__ expert_job j) {
   MAVK_SHARED(shared);
   product_tokens *tokens = ((product_header *)shared)->tokens;
   float *sums = (float *)(shared + j.plan.sums_at);

@@ -36,6 +36,11 @@ __device__ static __forceinline__ pair_lists pair_lists_at(unsigned char *p, int
 /* Groups by expert; returns how many there are. All threads; ends with a barrier. */
 __device__ static __forceinline__ int group_pairs(const pair_lists &l, const int32_t *index, int pairs) {
   int groups = 0;
+  if (pairs == 1) {
+    if (threadIdx.x == 0) *l.expert = *index, *l.rank = 0, *l.total = 1, *l.leader = 0;
+    __syncthreads();
+    return 1;
+  }
   for (int p = (int)threadIdx.x; p < pairs; p += (int)blockDim.x) l.expert[p] = index[p];
   __syncthreads();
   for (int first = 0; first < pairs; first += (int)blockDim.x) {
@@ -80,7 +85,7 @@ __device__ static __forceinline__ void list_group(product_tokens *t, const pair_
 }
 
 template <int G>
-__global__ void __launch_bounds__(PRODUCT_BOUNDS(G), 1) ffn_down(const __grid_constant__ down_job j) {
+__global__ void __launch_bounds__(PRODUCT_96_REGISTERS(G)) ffn_down(const __grid_constant__ down_job j) {
   MAVK_SHARED(shared);
   const product_plan &plan = j.plan;
   product_tokens *tokens = ((product_header *)shared)->tokens;

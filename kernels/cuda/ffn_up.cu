@@ -26,7 +26,7 @@ struct up_job {
 __device__ static __forceinline__ float silu(float x) { return x / (1 + expf(-x)); }
 
 template <int G>
-__global__ void __launch_bounds__(PRODUCT_BOUNDS(G), 1) ffn_up(const __grid_constant__ up_job j) {
+__global__ void __launch_bounds__(PRODUCT_80_REGISTERS(G)) ffn_up(const __grid_constant__ up_job j) {
   MAVK_SHARED(shared);
   product_tokens *tokens = ((product_header *)shared)->tokens;
   float *sums = (float *)(shared + j.plan.sums_at);

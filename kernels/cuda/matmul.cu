@@ -14,7 +14,7 @@
 #include "product_plain.h"
 
 template <int G>
-__global__ void __launch_bounds__(PRODUCT_BOUNDS(G), 1) plain(const __grid_constant__ plain_job j) {
+__global__ void __launch_bounds__(PRODUCT_96_REGISTERS(G)) plain(const __grid_constant__ plain_job j) {
   MAVK_SHARED(shared);
   product_block<G, true>(j, shared);
 }

@@ -54,7 +54,7 @@ struct qkv_job : product_job {
 };
 
 template <int G>
-__global__ void __launch_bounds__(PRODUCT_BOUNDS(G), 1) norm_qkv(const __grid_constant__ qkv_job j) {
+__global__ void __launch_bounds__(PRODUCT_80_REGISTERS(G)) norm_qkv(const __grid_constant__ qkv_job j) {
   MAVK_SHARED(shared);
   product_block<G, false>(j, shared);
 }

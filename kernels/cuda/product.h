@@ -82,13 +82,15 @@ MAVK_FN int product_columns(int tokens, int parts) {
   return tokens <= per ? tokens * parts : (tokens + per - 1) / per * 8;
 }
 
-/* Loads of sixteen bytes that a thread keeps in flight, for G groups of columns: as many as registers allow; 48 KB for sixteen warps and one group.
- * What comes after them is on its way to the second-level cache, so much of it: */
-MAVK_FN constexpr int product_depth(int G) { return G == 1 ? 6 : 4; }
+/* Loads of sixteen bytes that a thread keeps in flight, for G groups of columns (one: up to four tokens): 40 KB for sixteen warps and one group. What
+ * comes after them is on its way to the second-level cache, so much of it: */
+MAVK_FN constexpr int product_depth(int G) { return G == 1 ? 5 : 4; }
 #define PRODUCT_AHEAD_BYTES (128 * 1024)
 
-/* Threads for whose registers a kernel is compiled: 96 for few tokens, so that blocks of the next kernel fit beside those of this one, else 128. */
-#define PRODUCT_BOUNDS(G) ((G) == 1 ? 640 : BLOCK_WARPS_MAX * WARP)
+/* Kernels for few tokens are compiled as if for larger blocks, that is for 80 or 96 registers, so that blocks of the next kernel fit beside those of
+ * this one; a multiprocessor has 65536. */
+#define PRODUCT_80_REGISTERS(G) ((G) == 1 ? 768 : BLOCK_WARPS_MAX * WARP), 1
+#define PRODUCT_96_REGISTERS(G) ((G) == 1 ? 640 : BLOCK_WARPS_MAX * WARP), 1
 
 #define PRODUCT_REGION_BYTES (96 * 1024) /* of activations, if a piece can be that small */
 #define PRODUCT_TILES_MANY 48            /* enough to keep the memory busy: no split */

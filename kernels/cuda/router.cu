@@ -35,7 +35,7 @@ __device__ static __forceinline__ void next_best(const float *logits, int E, flo
 }
 
 template <int G>
-__global__ void __launch_bounds__(PRODUCT_BOUNDS(G), 1) router(const __grid_constant__ router_job j) {
+__global__ void __launch_bounds__(PRODUCT_80_REGISTERS(G)) router(const __grid_constant__ router_job j) {
   MAVK_SHARED(shared);
   const product_plan &plan = j.plan;
   product_header *header = (product_header *)shared;
