@@ -182,7 +182,8 @@ static mav_err check_device(cuda *c) {
   const cudaError_t e = cudaFuncGetAttributes(&attributes, mavk_cuda_probe());
   if (e == cudaErrorInvalidDeviceFunction || (int)e == 209 /* NoKernelImageForDevice */ || (int)e == 222 /* UnsupportedPtxVersion */) {
     cudaGetLastError();
-    return CUDA_FAIL(rt, UNSUPPORTED, OPEN, "this library has no code for compute capability %d.%d; build it for sm_%d%d", major, minor, major, minor);
+    return CUDA_FAIL(rt, UNSUPPORTED, OPEN, "this library has no code for compute capability %d.%d; build it for sm_%d%d", major, minor,
+                     major, minor);
   }
   if (e) return mav__cuda_error(rt, e, OPEN, "cudaFuncGetAttributes()", __FILE__, __LINE__);
   snprintf(c->isa, sizeof c->isa, "sm_%d%d", major, minor);

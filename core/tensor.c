@@ -114,7 +114,8 @@ mav_err mav__tensor_foreign(mav_tensor **out, mav_runtime *rt, mav_dtype dtype, 
 
 mav_err mav_tensor_wrap(mav_tensor **out, mav_runtime *rt, mav_dtype dtype, int dims, const int64_t *shape, void *data) {
   *out = NULL;
-  if (rt->backend->is_device) return MAV_RT_FAIL(rt, UNSUPPORTED, "tensor_wrap", "%s does not reach the host's memory; write to a tensor instead", rt->backend->name);
+  if (rt->backend->is_device)
+    return MAV_RT_FAIL(rt, UNSUPPORTED, "tensor_wrap", "%s does not reach the host's memory; write to a tensor instead", rt->backend->name);
   MAV_TRY(mav__tensor_foreign(out, rt, dtype, dims, shape, data, NULL, NULL));
   (*out)->buffer->read_only = false;
   return MAV_OK;
