@@ -475,8 +475,8 @@ static mav_err run_or_record(call *c) {
   if (c->rows) MAV_TRY(mav__graph_hold_rows(g, c->rows));
   if (c->next) MAV_TRY(mav__graph_hold_rows(g, c->next));
   if (c->kv) MAV_TRY(mav__graph_hold_kv(g, c->kv));
-  MAV_TRY(mav__graph_record(g, c->op, c->blob, c->uses, c->use_count));
   if (c->next) MAV_TRY(mav__graph_note_written(g, c->next->table->buffer));
+  MAV_TRY(mav__graph_record(g, c->op, c->blob, c->uses, c->use_count));
   if (c->next) note_rows(c);
   for (int i = 0; i < c->desc->args; i++)
     if (c->args[i].given && (c->desc->arg[i].kind == MAV_ARG_OUT || c->desc->arg[i].kind == MAV_ARG_MUT)) note_write(c, c->args[i].tensor);
