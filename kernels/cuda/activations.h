@@ -1,5 +1,5 @@
-/* kernels/cuda/activations.h - rows of activations on their way to a product: which rows, their RMSNorm and rounding, and the order in which
- * lanes read them from shared memory. The value of an element is that of ref_row in ref/ref.h:
+/* kernels/cuda/activations.h - rows of activations on their way to a product: which rows, their RMSNorm and rounding, and the order in
+ * which lanes read them from shared memory. The value of an element is that of ref_row in ref/ref.h:
  *
  *     e4m3(x * rms * norm * score / step) * step      without the rounding where the weight does not ask for it
  *
@@ -19,7 +19,7 @@ struct product_tokens {
   float step[TOKENS_MAX]; /* what codes are multiplied by; 0: no codes */
   float fit[TOKENS_MAX];  /* power of two that values are multiplied by: for f16 to hold them, or so that step * fit is near 1 */
   float by[TOKENS_MAX], inverse[TOKENS_MAX]; /* step * fit, and 1 / that */
-  float back[TOKENS_MAX]; /* what a sum is multiplied by: undoes fit, and the powers of two that widening leaves */
+  float back[TOKENS_MAX];                    /* what a sum is multiplied by: undoes fit, and the powers of two that widening leaves */
 };
 
 __device__ static __forceinline__ const float *input_row(const product_input &in, const product_tokens *t, int i) {
@@ -123,8 +123,8 @@ __device__ static __forceinline__ float inverse_root(double m) {
   return (float)y;
 }
 
-/* x / by, rounded as a division is, where x / by is neither tiny nor huge; inverse = 1 / by. (A division proper calls a subroutine, for which the
- * registers that hold weights would have to be put away.) */
+/* x / by, rounded as a division is, where x / by is neither tiny nor huge; inverse = 1 / by. (A division proper calls a subroutine, for
+ * which the registers that hold weights would have to be put away.) */
 __device__ static __forceinline__ float quotient(float x, float by, float inverse) {
   const float q = x * inverse, y = fmaf(fmaf(-q, by, x), inverse, q);
   return fabsf(q) < 0x1p100f ? y : q;
@@ -191,7 +191,8 @@ __device__ static void measure_rows(const product_input &in, product_tokens *tok
     const F total = warp_sums4(sum);
     const int r = first + lane / 8;
     if (lane % 8 == 0 && r < rows) sums[r * warps + warp] = (double)total;
-    if (lane < 4 && first + lane < rows) mosts[(first + lane) * warps + warp] = lane == 0 ? most[0] : lane == 1 ? most[1] : lane == 2 ? most[2] : most[3];
+    if (lane < 4 && first + lane < rows)
+      mosts[(first + lane) * warps + warp] = lane == 0 ? most[0] : lane == 1 ? most[1] : lane == 2 ? most[2] : most[3];
   }
   __syncthreads();
   bool again = false;
@@ -271,8 +272,8 @@ __device__ static __forceinline__ uint32_t pair(uint16_t low, uint16_t high) { r
 /* Two codes, in the low bytes of halves, as f16: times 2^-8. Exponent and mantissa of e4m3 where f16 has its own, subnormals included. */
 __device__ static __forceinline__ uint32_t f16x2_from_codes(uint32_t c) { return (c << 7 & 0x3f803f80u) | (c << 8 & 0x80008000u); }
 
-/* Fills the cells of `steps` steps from column k0 on for the tokens of an item. FMA: plain rows of f32 instead, 32 `steps` columns a token. All
- * threads; visible after the caller's barrier. */
+/* Fills the cells of `steps` steps from column k0 on for the tokens of an item. FMA: plain rows of f32 instead, 32 `steps` columns a token.
+ * All threads; visible after the caller's barrier. */
 template <int WAY>
 __device__ static void stage(const product_input &in, const product_tokens *t, unsigned char *cells, int k0, int steps) {
   const int n = t->n, parts = t->act == MAVK_ACT_NONE ? 2 : 1, columns = product_columns(n, parts), each = 4 * steps;
@@ -305,7 +306,8 @@ __device__ static void stage(const product_input &in, const product_tokens *t, u
       const float by = t->by[i], inverse = t->inverse[i];
 #pragma unroll
       for (int e = 0; e < 8; e += 2) {
-        const uint32_t codes = f8x2_from_f32(quotient(v[e] * fit, by, inverse), quotient(v[e + 1] * fit, by, inverse)), spread = (codes & 0xffu) | (codes & 0xff00u) << 8;
+        const uint32_t codes = f8x2_from_f32(quotient(v[e] * fit, by, inverse), quotient(v[e + 1] * fit, by, inverse)),
+                       spread = (codes & 0xffu) | (codes & 0xff00u) << 8;
         if (WAY == WAY_F8) {
           high[e / 2] = f16x2_from_codes(spread);
         } else {

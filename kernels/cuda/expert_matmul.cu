@@ -2,9 +2,9 @@
  *
  *   x (T, B, D) f32, B = A or 1; w (E, N, D); index (T, A); score (T, A) or none; y (T, A, N) f32.
  *
- * Grid: a block a pair of token and expert and tile of 16 rows; the first of the pairs with one expert does the work of all (16 at a time), the blocks of
- * the others end at once. Bytes: the chosen experts' weights, once each; bound by memory. Weights cannot be asked for before the wait: the
- * index comes from the kernel before. Tolerance 2e-5. */
+ * Grid: a block a pair of token and expert and tile of 16 rows; the first of the pairs with one expert does the work of all (16 at a time),
+ * the blocks of the others end at once. Bytes: the chosen experts' weights, once each; bound by memory. Weights cannot be asked for before
+ * the wait: the index comes from the kernel before. Tolerance 2e-5. */
 #include "experts.h"
 
 struct expert_job {
@@ -42,7 +42,9 @@ __global__ void __launch_bounds__(PRODUCT_80_REGISTERS(G)) expert_matmul(const _
   for (int o = (int)threadIdx.x; o < n * TILE_ROWS; o += (int)blockDim.x) {
     const int i = o / TILE_ROWS, row = o % TILE_ROWS;
     const int64_t r = (int64_t)tile * TILE_ROWS + row;
-    if (r < j.N) j.y[tokens->to[i] * j.N + r] = product_scaled(product_sum(j.plan, sums, j.plan.warps, 0, i, row), tokens, i, weight_scale(j.w, expert, r));
+    if (r < j.N)
+      j.y[tokens->to[i] * j.N + r] =
+          product_scaled(product_sum(j.plan, sums, j.plan.warps, 0, i, row), tokens, i, weight_scale(j.w, expert, r));
   }
 }
 

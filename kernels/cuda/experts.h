@@ -1,14 +1,15 @@
-/* kernels/cuda/experts.h - pairs of a token and one of its experts, grouped by expert, so that a block reads an expert's weights once for all
- * tokens that chose it. Pair p = token A + choice. Of the pairs with one expert, numbered in order, those numbered 16 i lead a group of up to 16. */
+/* kernels/cuda/experts.h - pairs of a token and one of its experts, grouped by expert, so that a block reads an expert's weights once for
+ * all tokens that chose it. Pair p = token A + choice. Of the pairs with one expert, numbered in order, those numbered 16 i lead a group of
+ * up to 16. */
 #ifndef MAVK_CUDA_EXPERTS_H
 #define MAVK_CUDA_EXPERTS_H
 
 #include "product_block.h"
 
-/* The group that pair p leads, as the tokens of t: from = q / A or q (each), to = q, score. 0 if p leads none. Every warp finds out on its own; warp 0
- * writes, and a barrier makes it visible. */
-__device__ static __forceinline__ int list_pairs(product_tokens *t, const int32_t *index, const float *score, int64_t pairs, int64_t A, int64_t p,
-                                                 bool each, int way, const mavk_weight &w) {
+/* The group that pair p leads, as the tokens of t: from = q / A or q (each), to = q, score. 0 if p leads none. Every warp finds out on its
+ * own; warp 0 writes, and a barrier makes it visible. */
+__device__ static __forceinline__ int list_pairs(product_tokens *t, const int32_t *index, const float *score, int64_t pairs, int64_t A,
+                                                 int64_t p, bool each, int way, const mavk_weight &w) {
   const int lane = (int)threadIdx.x % WARP;
   const bool writes = threadIdx.x < WARP;
   const int32_t expert = index[p];

@@ -1,12 +1,12 @@
-/* kernels/cuda/ffn_down.cu - y = x + all_reduce(sum over slots of h_s down_s^T), in one launch. The product itself is explained in product.h. One rank so
- * far.
+/* kernels/cuda/ffn_down.cu - y = x + all_reduce(sum over slots of h_s down_s^T), in one launch. The product itself is explained in
+ * product.h. One rank so far.
  *
  *   h (T, S, F) f32, S = 1 + A; down (D, F), expert_down (E, D, F), index (T, A), x and y (T, D) f32.
  *
- * Grid: a block a tile of 16 rows of D and up to 16 tokens; it does slot 0 and every expert that its tokens chose, each once (16 pairs at a time), two
- * side by side, so the sum over slots stays in the block: slot by slot in order, then x. The shared weights are on their way before the
- * wait, an expert's while the one before is finished. For Maverick on 8 ranks and one token: 320 blocks of eight warps and 32 KB.
- * Bytes: down and the chosen experts' once each; bound by memory. Tolerance 2e-5.
+ * Grid: a block a tile of 16 rows of D and up to 16 tokens; it does slot 0 and every expert that its tokens chose, each once (16 pairs at a
+ * time), two side by side, so the sum over slots stays in the block: slot by slot in order, then x. The shared weights are on their way
+ * before the wait, an expert's while the one before is finished. For Maverick on 8 ranks and one token: 320 blocks of eight warps and 32
+ * KB. Bytes: down and the chosen experts' once each; bound by memory. Tolerance 2e-5.
  */
 #include "experts.h"
 
@@ -19,7 +19,7 @@ struct down_job {
   float *y;
   int64_t T, D, A, S;
   int32_t tokens, way, expert_way; /* tokens of a block; plan.tokens is what one expert may get of them */
-  uint32_t lists_at, slots_at; /* in shared memory: what is known of pairs; results by token and slot, 16 rows each */
+  uint32_t lists_at, slots_at;     /* in shared memory: what is known of pairs; results by token and slot, 16 rows each */
 };
 
 /* Of the block's pairs, in shared memory. */
@@ -69,7 +69,8 @@ __device__ static __forceinline__ int group_pairs(const pair_lists &l, const int
 }
 
 /* The tokens of the group that pair `leader` leads. from: row of h; to: token of the block and slot. */
-__device__ static __forceinline__ void list_group(product_tokens *t, const pair_lists &l, int pairs, int leader, const down_job &j, int64_t token) {
+__device__ static __forceinline__ void list_group(product_tokens *t, const pair_lists &l, int pairs, int leader, const down_job &j,
+                                                  int64_t token) {
   const int rest = l.total[leader] - l.rank[leader];
   if (threadIdx.x == 0) {
     t->n = rest < TOKENS_MAX ? rest : TOKENS_MAX;
@@ -107,7 +108,8 @@ __global__ void __launch_bounds__(PRODUCT_96_REGISTERS(G)) ffn_down(const __grid
       product_tokens *t = tokens + i;
       if (first + i == 0) {
         list_tokens(t, 0, n, j.way, j.down);
-        if ((int)threadIdx.x < n) t->from[threadIdx.x] = (int32_t)((token + threadIdx.x) * j.S), t->to[threadIdx.x] = (int32_t)(threadIdx.x * j.S);
+        if ((int)threadIdx.x < n)
+          t->from[threadIdx.x] = (int32_t)((token + threadIdx.x) * j.S), t->to[threadIdx.x] = (int32_t)(threadIdx.x * j.S);
       } else if (first + i < work) {
         list_group(t, lists, pairs, lists.leader[first + i - 1], j, token);
       } else if (threadIdx.x == 0) {
@@ -175,7 +177,8 @@ extern "C" int mavk_cuda_ffn_down(const mavk_args_ffn_down *a, mavk_cuda *c) {
     j.lists_at = (uint32_t)sizeof(product_header);
     j.slots_at = j.lists_at + (uint32_t)(4 * tokens * j.A * 4);
     const size_t header = j.slots_at + (size_t)(tokens * j.S * TILE_ROWS * 4);
-    j.plan = product_plan_of(c, j.in.K, tiles, experts ? 2 : 1, experts ? 2 : 1, experts ? tokens * j.A : tokens, parts, is_fma, false, false, header);
+    j.plan = product_plan_of(c, j.in.K, tiles, experts ? 2 : 1, experts ? 2 : 1, experts ? tokens * j.A : tokens, parts, is_fma, false,
+                             false, header);
     if (j.plan.shared_bytes <= c->shared_bytes_max) break;
     if (tokens == 1) return c->fail(c, "a product needs %u bytes of shared memory", j.plan.shared_bytes);
   }

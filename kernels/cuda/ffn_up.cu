@@ -1,13 +1,13 @@
-/* kernels/cuda/ffn_up.cu - RMSNorm, gate and up projections and SwiGLU, h = silu(g) u, of the dense layer or the shared expert (slot 0) and of the
- * routed experts (slot 1 + a), in one launch. The product itself is explained in product.h.
+/* kernels/cuda/ffn_up.cu - RMSNorm, gate and up projections and SwiGLU, h = silu(g) u, of the dense layer or the shared expert (slot 0) and
+ * of the routed experts (slot 1 + a), in one launch. The product itself is explained in product.h.
  *
  *   x (T, D) f32, norm (D), gate and up (F, D), expert_gate and expert_up (E, F, D), index and score (T, A), h (T, A+1, F) f32.
  *
- * Grid: a block a tile of 16 rows of both gate and up, eight warps for each, over the same staged activations; first the tiles of slot 0 (times groups of
- * 16 tokens), then those of every pair of a token and an expert, of which the first with an expert does the work of all (experts.h). So both
- * halves run side by side on blocks of their own, and the shared half has its weights before the wait for the router. For Maverick on 8
- * ranks and one token: 64 + 64 blocks of 160 KB each.
- * Bytes: gate, up and the chosen experts' once each; bound by memory. Tolerance 2e-5.
+ * Grid: a block a tile of 16 rows of both gate and up, eight warps for each, over the same staged activations; first the tiles of slot 0
+ * (times groups of 16 tokens), then those of every pair of a token and an expert, of which the first with an expert does the work of all
+ * (experts.h). So both halves run side by side on blocks of their own, and the shared half has its weights before the wait for the router.
+ * For Maverick on 8 ranks and one token: 64 + 64 blocks of 160 KB each. Bytes: gate, up and the chosen experts' once each; bound by memory.
+ * Tolerance 2e-5.
  */
 #include "experts.h"
 

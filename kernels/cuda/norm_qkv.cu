@@ -1,13 +1,13 @@
-/* kernels/cuda/norm_qkv.cu - RMSNorm, the fused projection of queries, keys and values, RoPE on interleaved pairs or the temperature of NoPE layers,
- * and the append of keys and values, in one launch. The product itself is explained in product.h.
+/* kernels/cuda/norm_qkv.cu - RMSNorm, the fused projection of queries, keys and values, RoPE on interleaved pairs or the temperature of
+ * NoPE layers, and the append of keys and values, in one launch. The product itself is explained in product.h.
  *
  *   x (T, D) f32, norm (D), w ((H + 2K) C, D), q (T, H, C) f32; keys and values go to the cache in its dtype (kv.h).
  *
- * Grid: a block a tile of 16 rows of w and 16 tokens, each with sixteen warps that share D. For Maverick on 8 ranks (896 x 5120) 56 blocks, each with
- * its whole 80 KB in flight before the wait: a split of D over two blocks would use more multiprocessors, but costs a round trip of partial
- * sums. Tiles end at even rows, so both rows of a pair are in one block; a thread takes two rows of a tile.
- * Bytes: w once; bound by memory, and by latency at this size: x is read and normalized while w arrives.
- * Tolerance 2e-5.
+ * Grid: a block a tile of 16 rows of w and 16 tokens, each with sixteen warps that share D. For Maverick on 8 ranks (896 x 5120) 56 blocks,
+ * each with its whole 80 KB asked for before the wait, half of it into registers: a split of D over two blocks would use more
+ * multiprocessors, but costs a round trip of partial sums. Tiles end at even rows, so both rows of a pair are in one block; a thread takes
+ * two rows of a tile. Bytes: w once; bound by memory, and by latency at this size: x is read and normalized while w arrives. Tolerance
+ * 2e-5.
  */
 #include "kv.h"
 #include "product_block.h"

@@ -30,7 +30,8 @@ enum { WAY_F8, WAY_BF16, WAY_FMA };
 #define STEP_COLUMNS MAVK_MMA_COLUMNS
 #define TOKENS_MAX 16
 #define BLOCK_WARPS_MAX 16
-/* Codes of weights are widened to f16 by integer operations, which leave 2^-8 (28 instructions a step of a lane), or by cvt (PRODUCT_WIDEN_CVT: 12). */
+/* Codes of weights are widened to f16 by integer operations, which leave 2^-8 (28 instructions a step of a lane), or by cvt
+ * (PRODUCT_WIDEN_CVT: 12). */
 #ifdef PRODUCT_WIDEN_CVT
 #define PRODUCT_WIDEN_SHIFT 0
 #else
@@ -46,12 +47,18 @@ struct product_input {
   int32_t norm_dtype;
   float eps;
   int32_t K;
-  double share; /* 1 / K */
+  double share;               /* 1 / K */
   bool aligned, norm_aligned; /* rows begin at multiples of 16 bytes; pairs of the norm's weight are whole words */
 };
 
 static inline product_input product_input_of(const mavk_array *x, int64_t K, const mavk_array *norm, float eps) {
-  const product_input in = {(const float *)x->p, norm ? norm->p : NULL, norm ? norm->dtype : 0, eps, (int32_t)K, 1 / (double)K, K % 4 == 0 && (uintptr_t)x->p % 16 == 0,
+  const product_input in = {(const float *)x->p,
+                            norm ? norm->p : NULL,
+                            norm ? norm->dtype : 0,
+                            eps,
+                            (int32_t)K,
+                            1 / (double)K,
+                            K % 4 == 0 && (uintptr_t)x->p % 16 == 0,
                             norm && K % 4 == 0 && (uintptr_t)norm->p % 4 == 0};
   return in;
 }
@@ -59,9 +66,9 @@ static inline product_input product_input_of(const mavk_array *x, int64_t K, con
 /* What is fixed by the shapes (all but `piece` and the places in shared memory, which may depend on the tokens). */
 struct product_plan {
   int32_t steps, warps, warps_log2, items, splits, split_steps; /* warps: of an item */
-  int32_t tokens; /* of a block at most */
-  int32_t piece;  /* steps */
-  uint32_t sums_at, cells_at, cells_bytes, shared_bytes; /* cells_bytes: of one region of activations */
+  int32_t tokens;                                               /* of a block at most */
+  int32_t piece;                                                /* steps */
+  uint32_t sums_at, cells_at, cells_bytes, shared_bytes;        /* cells_bytes: of one region of activations */
   bool prefetch;
 };
 
@@ -82,13 +89,13 @@ MAVK_FN int product_columns(int tokens, int parts) {
   return tokens <= per ? tokens * parts : (tokens + per - 1) / per * 8;
 }
 
-/* Loads of sixteen bytes that a thread keeps in flight, for G groups of columns (one: up to four tokens): 40 KB for sixteen warps and one group. What
- * comes after them is on its way to the second-level cache, so much of it: */
+/* Loads of sixteen bytes that a thread keeps in flight, for G groups of columns (one: up to four tokens): 40 KB for sixteen warps and one
+ * group. What comes after them is on its way to the second-level cache, so much of it: */
 MAVK_FN constexpr int product_depth(int G) { return G == 1 ? 5 : 4; }
 #define PRODUCT_AHEAD_BYTES (128 * 1024)
 
-/* Kernels for few tokens are compiled as if for larger blocks, that is for 80 or 96 registers, so that blocks of the next kernel fit beside those of
- * this one; a multiprocessor has 65536. */
+/* Kernels for few tokens are compiled as if for larger blocks, that is for 80 or 96 registers, so that blocks of the next kernel fit beside
+ * those of this one; a multiprocessor has 65536. */
 #define PRODUCT_80_REGISTERS(G) ((G) == 1 ? 768 : BLOCK_WARPS_MAX * WARP), 1
 #define PRODUCT_96_REGISTERS(G) ((G) == 1 ? 640 : BLOCK_WARPS_MAX * WARP), 1
 
@@ -96,8 +103,8 @@ MAVK_FN constexpr int product_depth(int G) { return G == 1 ? 5 : 4; }
 #define PRODUCT_TILES_MANY 48            /* enough to keep the memory busy: no split */
 
 /* regions: how many sets of activations a block holds. header: bytes before the sums. parts: 1 or 2, the larger. */
-static inline product_plan product_plan_of(const mavk_cuda *c, int64_t K, int64_t tiles, int items, int regions, int64_t tokens, int parts, bool is_fma,
-                                           bool has_norm, bool may_split, size_t header) {
+static inline product_plan product_plan_of(const mavk_cuda *c, int64_t K, int64_t tiles, int items, int regions, int64_t tokens, int parts,
+                                           bool is_fma, bool has_norm, bool may_split, size_t header) {
   product_plan p = {};
   p.steps = (int32_t)ceil_div(K, STEP_COLUMNS);
   p.items = items;

@@ -44,7 +44,8 @@ struct product_warp {
       for (int i = 0; i < 8; i++) sum[q][i / 4][i % 4] = 0;
   }
   /* Steps p .. p + n of a range that began at `first`, whose cells are there. */
-  __device__ __forceinline__ void take(const product_plan &plan, const unsigned char *cells, const product_tokens *t, int first, int p, int n, int K) {
+  __device__ __forceinline__ void take(const product_plan &plan, const unsigned char *cells, const product_tokens *t, int first, int p,
+                                       int n, int K) {
     const cell_place place = cell_place_of(t->n, t->act == MAVK_ACT_NONE ? 2 : 1);
     const int it0 = (p - first) >> plan.warps_log2, it1 = it0 + ((n + warps - 1) >> plan.warps_log2);
     cells += warp * place.columns * 64;
@@ -71,13 +72,16 @@ struct product_warp<0> {
     const int w = (int)threadIdx.x / WARP;
     warps = plan.warps, item = w >> plan.warps_log2, warp = w & (warps - 1), is_open = false;
   }
-  __device__ __forceinline__ void open(const product_matrix &matrix, int, int64_t which, int, int) { m = matrix, tile = which, is_open = true; }
+  __device__ __forceinline__ void open(const product_matrix &matrix, int, int64_t which, int, int) {
+    m = matrix, tile = which, is_open = true;
+  }
   __device__ __forceinline__ void close() { is_open = false; }
   __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int i = 0; i < TOKENS_MAX; i++) sum[0][i] = sum[1][i] = 0;
   }
-  __device__ __forceinline__ void take(const product_plan &, const unsigned char *cells, const product_tokens *t, int, int p, int n, int K) {
+  __device__ __forceinline__ void take(const product_plan &, const unsigned char *cells, const product_tokens *t, int, int p, int n,
+                                       int K) {
     if (is_open) multiply_fma(m, tile, sum, cells, t->n, p * STEP_COLUMNS, n, K, warp, warps);
   }
   __device__ __forceinline__ void finish(const product_plan &plan, const product_tokens *t, float *sums) {
@@ -102,11 +106,12 @@ __device__ static __forceinline__ void stage_way(const product_input &in, const 
     stage<WAY_BF16>(in, t, cells, k, steps);
 }
 
-/* Steps first .. end, piece by piece, for every warp of the block. regions: 1, or one for every item, each with its tokens. staged: the cells are
- * there already (one piece). */
+/* Steps first .. end, piece by piece, for every warp of the block. regions: 1, or one for every item, each with its tokens. staged: the
+ * cells are there already (one piece). */
 template <int G>
-__device__ static __forceinline__ void product_range(const product_plan &plan, const product_input &in, product_warp<G> &w, const product_tokens *tokens,
-                                                     unsigned char *cells, int regions, int first, int end, bool staged) {
+__device__ static __forceinline__ void product_range(const product_plan &plan, const product_input &in, product_warp<G> &w,
+                                                     const product_tokens *tokens, unsigned char *cells, int regions, int first, int end,
+                                                     bool staged) {
   const int region = regions == 1 ? 0 : w.item;
   for (int p = first; p < end; p += plan.piece) {
     const int n = end - p < plan.piece ? end - p : plan.piece;
@@ -134,8 +139,8 @@ __device__ static __forceinline__ float product_scaled(float sum, const product_
   return sum * scale;
 }
 
-/* After fold and a barrier. Blocks that share a tile (number `share`) hand in their sums; how many parts product_sum has to add: 0 in all but the
- * last of them, which has nothing more to do. scratch: (shares, splits, tokens, 16) floats. One item. */
+/* After fold and a barrier. Blocks that share a tile (number `share`) hand in their sums; how many parts product_sum has to add: 0 in all
+ * but the last of them, which has nothing more to do. scratch: (shares, splits, tokens, 16) floats. One item. */
 __device__ static __forceinline__ int product_join(const product_plan &plan, product_header *header, float *sums, int n, float *scratch,
                                                    uint32_t *tickets, int64_t share, int split) {
   if (plan.splits == 1) return plan.warps;
@@ -162,7 +167,8 @@ __device__ static __forceinline__ int product_join(const product_plan &plan, pro
   return 1;
 }
 
-/* ---- y = put(norm(x) w^T): norm_qkv, proj_residual, lm_head, matmul -------------------------------------------------------------------- */
+/* ---- y = put(norm(x) w^T): norm_qkv, proj_residual, lm_head, matmul --------------------------------------------------------------------
+ */
 
 /* What their jobs begin with. Grid: tiles (or fewer: a block goes on with the next free one), groups of 16 tokens, splits. */
 struct product_job {
@@ -176,8 +182,8 @@ struct product_job {
 };
 
 /* Sets everything up; the tokens that one launch may have are its result, 0 after c->fail. */
-static inline int64_t product_job_init(product_job *j, mavk_cuda *c, const mavk_array *x, const mavk_array *norm, float eps, const mavk_weight *w,
-                                       int64_t tokens) {
+static inline int64_t product_job_init(product_job *j, mavk_cuda *c, const mavk_array *x, const mavk_array *norm, float eps,
+                                       const mavk_weight *w, int64_t tokens) {
   const int64_t N = w->a.n[0], K = w->a.n[1];
   j->in = product_input_of(x, K, norm, eps);
   j->w = *w;

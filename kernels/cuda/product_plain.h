@@ -21,7 +21,7 @@ struct plain_job : product_job {
 };
 
 /* y (T, N) = [residual +] norm(x) w^T. norm, residual: NULL for none. */
-int product_plain(mavk_cuda *c, const mavk_array *x, const mavk_array *norm, float eps, const mavk_weight *w, const float *residual, float *y,
-                  int64_t T);
+int product_plain(mavk_cuda *c, const mavk_array *x, const mavk_array *norm, float eps, const mavk_weight *w, const float *residual,
+                  float *y, int64_t T);
 
 #endif

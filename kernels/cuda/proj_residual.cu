@@ -2,8 +2,8 @@
  *
  *   a (T, N) f32: the attention's output; w (D, N); x, y (T, D) f32.
  *
- * Grid, bytes and tolerance: matmul.cu. For Maverick on 8 ranks (640 x 5120): 320 blocks of four warps, five steps each, so that all 3.3 MB are in
- * flight at once. */
+ * Grid, bytes and tolerance: matmul.cu. For Maverick on 8 ranks (640 x 5120): 320 blocks of four warps, five steps each, so that all 3.3 MB
+ * are in flight at once. */
 #include "product_plain.h"
 
 extern "C" int mavk_cuda_proj_residual(const mavk_args_proj_residual *a, mavk_cuda *c) {

@@ -2,8 +2,8 @@
  *
  *   x (*, D) f32, bf16 or f16; y (*, D) e4m3; scale (*) f32.
  *
- * Grid: a block a row: the largest magnitude, then the codes. A maximum has no order, so the bits are ref's. Bytes: x once (and again from the cache),
- * y once; bound by latency for few rows, by memory for many. Tolerance 0. */
+ * Grid: a block a row: the largest magnitude, then the codes. A maximum has no order, so the bits are ref's. Bytes: x once (and again from
+ * the cache), y once; bound by latency for few rows, by memory for many. Tolerance 0. */
 #include "cuda.h"
 
 struct quantize_job {
@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(256) quantize(const __grid_constant__ quantize
   most = block_max(most, (float *)shared);
   const float scale = most > 0 ? most / MAVK_F8_MAX : 1;
   if (threadIdx.x == 0) j.scale[blockIdx.x] = scale;
-  for (int64_t d = threadIdx.x; d < j.D; d += blockDim.x) j.y[first + d] = mavk_f8_from_f32(mavk_f32_at(j.x.p, j.x.dtype, first + d) / scale);
+  for (int64_t d = threadIdx.x; d < j.D; d += blockDim.x)
+    j.y[first + d] = mavk_f8_from_f32(mavk_f32_at(j.x.p, j.x.dtype, first + d) / scale);
 }
 
 extern "C" int mavk_cuda_quantize(const mavk_args_quantize *a, mavk_cuda *c) {

@@ -2,8 +2,8 @@
  *
  *   x, y (*, D) f32; w (D).
  *
- * Grid: a block a row. A thread has columns threadIdx + i blockDim; its sum, then those of lanes, then of warps are added in a fixed order, in f32.
- * Bytes: x once (and again from the cache), y once; bound by latency for few rows, by memory for many. Tolerance 2e-5. */
+ * Grid: a block a row. A thread has columns threadIdx + i blockDim; its sum, then those of lanes, then of warps are added in a fixed order,
+ * in f32. Bytes: x once (and again from the cache), y once; bound by latency for few rows, by memory for many. Tolerance 2e-5. */
 #include "cuda.h"
 
 struct rmsnorm_job {

@@ -1,11 +1,11 @@
-/* kernels/cuda/router.cu - RMSNorm, router logits, top-k of the raw logits (lowest index first on ties), sigmoid of the chosen ones, in one launch. The
- * product itself is explained in product.h.
+/* kernels/cuda/router.cu - RMSNorm, router logits, top-k of the raw logits (lowest index first on ties), sigmoid of the chosen ones, in one
+ * launch. The product itself is explained in product.h.
  *
  *   x (T, D) f32, norm (D), w (E, D), usually bf16; index (T, k) i32, score (T, k) f32.
  *
- * Grid: a block a tile of 16 experts, group of 16 tokens and part of D (for Maverick 8 x 10 blocks). The last block of a group of tokens, by ticket, adds
- * the sums in order and picks: a warp a token.
- * Bytes: w once; too little to be bound by memory: latency. Tolerance 2e-5 (scores; an index differs only where two logits are that close).
+ * Grid: a block a tile of 16 experts, group of 16 tokens and part of D (for Maverick 8 x 10 blocks). The last block of a group of tokens,
+ * by ticket, adds the sums in order and picks: a warp a token. Bytes: w once; too little to be bound by memory: latency. Tolerance 2e-5
+ * (scores; an index differs only where two logits are that close).
  */
 #include "product_block.h"
 
@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(PRODUCT_80_REGISTERS(G)) router(const __grid_c
   const product_plan &plan = j.plan;
   product_header *header = (product_header *)shared;
   product_tokens *tokens = header->tokens;
-  float *sums = (float *)(shared + plan.sums_at), *logits = (float *)(shared + plan.cells_at); /* logits: when the activations are not needed any more */
+  float *sums = (float *)(shared + plan.sums_at),
+        *logits = (float *)(shared + plan.cells_at); /* logits: when the activations are not needed any more */
   const int first = (int)blockIdx.z * plan.split_steps, end = first + plan.split_steps < plan.steps ? first + plan.split_steps : plan.steps;
   const int64_t token = (int64_t)blockIdx.y * TOKENS_MAX;
   const int n = (int)(j.tokens - token < TOKENS_MAX ? j.tokens - token : TOKENS_MAX);
@@ -57,7 +58,8 @@ __global__ void __launch_bounds__(PRODUCT_80_REGISTERS(G)) router(const __grid_c
   product_range<G>(plan, j.in, w, tokens, shared + plan.cells_at, 1, first, end, false);
   w.finish(plan, tokens, sums);
   __syncthreads();
-  float *all = j.scratch + blockIdx.y * j.tiles * plan.splits * plan.tokens * TILE_ROWS, *mine = all + (blockIdx.x * plan.splits + blockIdx.z) * plan.tokens * TILE_ROWS;
+  float *all = j.scratch + blockIdx.y * j.tiles * plan.splits * plan.tokens * TILE_ROWS,
+        *mine = all + (blockIdx.x * plan.splits + blockIdx.z) * plan.tokens * TILE_ROWS;
   for (int o = (int)threadIdx.x; o < n * TILE_ROWS; o += (int)blockDim.x)
     __stcg(mine + o, product_sum(plan, sums, plan.warps, 0, o / TILE_ROWS, o % TILE_ROWS));
   __threadfence();
@@ -103,7 +105,8 @@ extern "C" int mavk_cuda_router(const mavk_args_router *a, mavk_cuda *c) {
   if (!product_job_init(&j, c, &a->x, &a->norm, a->eps, &a->w, T)) return 1;
   j.E = a->w.a.n[0];
   j.k = a->index.n[1];
-  const size_t logits = j.plan.cells_at + (size_t)(j.plan.tokens * j.E * 4), group = (size_t)(j.tiles * j.plan.splits * j.plan.tokens * TILE_ROWS * 4);
+  const size_t logits = j.plan.cells_at + (size_t)(j.plan.tokens * j.E * 4),
+               group = (size_t)(j.tiles * j.plan.splits * j.plan.tokens * TILE_ROWS * 4);
   if (logits > j.plan.shared_bytes) j.plan.shared_bytes = (uint32_t)logits;
   if (j.plan.shared_bytes > c->shared_bytes_max) return c->fail(c, "%lld experts are more than the router can choose from", (long long)j.E);
   int64_t most = (int64_t)(c->scratch_bytes / group);

@@ -73,7 +73,8 @@ struct weight_stream {
       const uint32_t bytes = (uint32_t)(end - later) * (WAY == WAY_F8 ? MAVK_MMA_TILE : STEP_COLUMNS * 2);
       const uint32_t most = PRODUCT_AHEAD_BYTES / (WAY == WAY_F8 ? 1 : TILE_ROWS);
       const int64_t row = tile * TILE_ROWS + (WAY == WAY_F8 ? 0 : lane);
-      const size_t at = WAY == WAY_F8 ? (size_t)row * (size_t)m.stride + (size_t)later * MAVK_MMA_TILE : ((size_t)row * (size_t)m.stride + (size_t)later * STEP_COLUMNS) * 2;
+      const size_t at = WAY == WAY_F8 ? (size_t)row * (size_t)m.stride + (size_t)later * MAVK_MMA_TILE
+                                      : ((size_t)row * (size_t)m.stride + (size_t)later * STEP_COLUMNS) * 2;
       if (lane < (WAY == WAY_F8 ? 1 : TILE_ROWS) && row < m.N) prefetch_l2_range(m.p + at, bytes < most ? bytes : most);
     }
   }
@@ -109,8 +110,8 @@ __device__ static __forceinline__ cell_place cell_place_of(int n, int parts) {
   return c;
 }
 
-/* Iterations it0 <= it < it1 of the warp; cells: those of its step it0. Even and odd halves of steps have sums of their own, so that one mma
- * need not wait for the one before. */
+/* Iterations it0 <= it < it1 of the warp; cells: those of its step it0. Even and odd halves of steps have sums of their own, so that one
+ * mma need not wait for the one before. */
 template <int WAY, int G, int LOADS>
 __device__ static __forceinline__ void multiply(weight_stream<LOADS> &s, float sum[G][2][4], int it0, int it1, const unsigned char *cells,
                                                 const cell_place &place, int warps) {
@@ -209,10 +210,10 @@ __device__ static __forceinline__ void load_columns(const product_matrix &m, int
   for (int i = 0; i < 8; i++) v[i] = k + i < K ? mavk_f32_at(m.p, m.dtype, n * m.stride + k + i) : 0;
 }
 
-/* Steps `warp`, warp + warps, ... of `steps` from column k0 on; lane (g, t) has rows g and g + 8 and eight columns of a step. rows: f32 in shared
- * memory, 32 `steps` a token. */
-__device__ static __forceinline__ void multiply_fma(const product_matrix &m, int64_t tile, float sum[2][TOKENS_MAX], const unsigned char *cells, int n,
-                                                    int k0, int steps, int K, int warp, int warps) {
+/* Steps `warp`, warp + warps, ... of `steps` from column k0 on; lane (g, t) has rows g and g + 8 and eight columns of a step. rows: f32 in
+ * shared memory, 32 `steps` a token. */
+__device__ static __forceinline__ void multiply_fma(const product_matrix &m, int64_t tile, float sum[2][TOKENS_MAX],
+                                                    const unsigned char *cells, int n, int k0, int steps, int K, int warp, int warps) {
   const int lane = (int)threadIdx.x % WARP, g = lane / 4, t = lane % 4;
   const int64_t r0 = tile * TILE_ROWS + g, r1 = r0 + 8, a = r0 < m.N ? r0 : m.N - 1, b = r1 < m.N ? r1 : m.N - 1;
   for (int s = warp; s < steps; s += warps) {
