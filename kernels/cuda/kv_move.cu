@@ -10,7 +10,7 @@
 #define THREADS 128
 #define AHEAD 8 /* rows loaded before the first is stored */
 
-struct move_job {
+struct kv_move_job {
   mavk_rows rows;
   const int32_t *accepted; /* (T) */
   mavk_kv kv;
@@ -18,7 +18,7 @@ struct move_job {
 };
 
 template <typename T>
-__device__ static void move_rows(const move_job &j, T *data, bool is_v, int64_t head, int64_t c) {
+__device__ static void move_rows(const kv_move_job &j, T *data, bool is_v, int64_t head, int64_t c) {
   int64_t r = 0;
   while (r < j.rows.n) {
     T x[AHEAD];
@@ -41,7 +41,7 @@ __device__ static void move_rows(const move_job &j, T *data, bool is_v, int64_t 
   }
 }
 
-static __global__ void move_channels(const __grid_constant__ move_job j) {
+static __global__ void move_channels(const __grid_constant__ kv_move_job j) {
   pdl_launch();
   pdl_wait();
   const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
@@ -58,6 +58,6 @@ static __global__ void move_channels(const __grid_constant__ move_job j) {
 }
 
 extern "C" int mavk_cuda_kv_move(const mavk_args_kv_move *a, mavk_cuda *c) {
-  const move_job j = {a->rows, (const int32_t *)a->accepted.p, a->kv, a->kv.kv_heads * a->kv.head_dim};
+  const kv_move_job j = {a->rows, (const int32_t *)a->accepted.p, a->kv, a->kv.kv_heads * a->kv.head_dim};
   return mavk_run(c, move_channels, dim3((unsigned)ceil_div(2 * j.channels, THREADS)), dim3(THREADS), 0, j);
 }
