@@ -1,5 +1,5 @@
 /* core/backend_cuda.c - the cuda backend: opens a device, launches the ops' kernels on one stream, turns errors of the CUDA runtime API
- * into ours. Memory is in backend_cuda_memory.c, graphs and waiting in backend_cuda_graph.c.
+ * into ours. Memory is in backend_cuda_memory.c, graphs and waiting in backend_cuda_graph.c, cuBLASLt in backend_cuda_blas.c.
  *
  * Everything is given to one stream, so it is done in the order of the calls; nothing here waits but copy_out, settle and wait.
  * Kernels overlap at their ends (programmatic dependent launch, launch.h). An error that takes the device with it (an illegal
@@ -85,6 +85,7 @@ static int launch(mavk_cuda *k, const mavk_cuda_launch *l) {
   cuda *c = (cuda *)k;
   if (!l->grid[0] || !l->grid[1] || !l->grid[2]) return 0; /* nothing to do */
   if (l->shared_bytes > SHARED_UNASKED && (c->noted = allow_shared(c, l->kernel, l->shared_bytes))) return -1;
+  if (c->is_dry) return 0;
   cudaLaunchAttribute overlap = {.id = cudaLaunchAttributeProgrammaticStreamSerialization};
   overlap.val.programmaticStreamSerializationAllowed = 1;
   const cudaLaunchConfig_t config = {.gridDim = {l->grid[0], l->grid[1], l->grid[2]},
@@ -122,6 +123,14 @@ mav_err mav__cuda_run(mav_runtime *rt, const mav__node *nodes, int64_t count) {
   return MAV_OK;
 }
 
+mav_err mav__cuda_run_dry(mav_runtime *rt, const mav__node *nodes, int64_t count) {
+  cuda *c = mav__cuda(rt);
+  c->is_dry = true;
+  const mav_err err = mav__cuda_run(rt, nodes, count);
+  c->is_dry = false;
+  return err;
+}
+
 /* ---- a device --------------------------------------------------------------------------------------------------------- */
 
 static int processors(void) {
@@ -136,14 +145,14 @@ static mav_err read_off(mav_runtime *rt, const char *text, unsigned *off) {
     const char *name;
     unsigned bit;
   } names[] = {{"pdl", MAVK_CUDA_OFF_PDL}, {"graphs", MAVK_CUDA_OFF_GRAPHS}, {"prefetch", MAVK_CUDA_OFF_PREFETCH},
-               {"spatial", MAVK_CUDA_OFF_SPATIAL}, {"tensor", MAVK_CUDA_OFF_TENSOR}};
+               {"spatial", MAVK_CUDA_OFF_SPATIAL}, {"tensor", MAVK_CUDA_OFF_TENSOR}, {"blas", MAVK_CUDA_OFF_BLAS}};
   *off = 0;
   for (size_t n; text && *text; text += n + (text[n] == ',')) {
     n = strcspn(text, ",");
     size_t i = 0;
     while (i < sizeof names / sizeof *names && (strlen(names[i].name) != n || strncmp(names[i].name, text, n))) i++;
     if (i == sizeof names / sizeof *names)
-      return CUDA_FAIL(rt, INVALID, OPEN, "off: \"%.*s\" cannot be switched off; pdl, graphs, prefetch, spatial and tensor can", (int)n, text);
+      return CUDA_FAIL(rt, INVALID, OPEN, "off: \"%.*s\" cannot be switched off; pdl, graphs, prefetch, spatial, tensor and blas can", (int)n, text);
     *off |= names[i].bit;
   }
   return MAV_OK;
@@ -202,6 +211,7 @@ static mav_err cuda_open(mav_runtime *rt, const mav_runtime_options *options) {
   c->op = OPEN;
   c->k.launch = launch;
   c->k.fail = fail;
+  c->k.gemm = mav__cuda_gemm;
   MAV_TRY(read_off(rt, options->off ? options->off : getenv("MAV_CUDA_OFF"), &c->k.off));
   MAV_TRY(check_device(c));
   rt->isa = c->isa;
@@ -221,6 +231,7 @@ static void cuda_close(mav_runtime *rt) {
   cuda *c = mav__cuda(rt);
   if (!c) return;
   if (c->stream) cudaStreamSynchronize(c->stream);
+  mav__cuda_blas_close(c);
   mav__cuda_free(rt, c->k.scratch, c->k.scratch_bytes);
   mav__cuda_free(rt, c->k.tickets, MAVK_CUDA_TICKETS * sizeof(uint32_t));
   mav__cuda_free(rt, c->counter, sizeof(uint32_t));

@@ -1,4 +1,4 @@
-/* core/backend_cuda.h - inside the cuda backend: three files on the CUDA runtime API, which with kernels/cuda make libmav_cuda.so (or,
+/* core/backend_cuda.h - inside the cuda backend: four files on the CUDA runtime API, which with kernels/cuda make libmav_cuda.so (or,
  * on a stand-in for that API, its emulation in tests/simt). None of it is linked into the program: what the library needs of it comes
  * through rt->host. */
 #ifndef MAV_CORE_BACKEND_CUDA_H
@@ -35,6 +35,8 @@ typedef struct cuda {
   const char *op; /* that runs, for messages */
   mav_err noted;  /* what launch and fail of k left in the diagnostic */
   int64_t kernels; /* launched or captured so far */
+  bool is_dry;     /* kernels are not launched: only what must be done before a capture is */
+  struct cuda_blas *blas; /* NULL: not asked for yet */
 
   stage stage[STAGES];
   int at;        /* the stage in use */
@@ -82,6 +84,12 @@ cudaError_t mav__cuda_injected(mav_runtime *rt);
 
 /* ---- backend_cuda.c ---- */
 mav_err mav__cuda_run(mav_runtime *rt, const mav__node *nodes, int64_t count);
+/* Only checks and prepares: after it the same nodes can be captured. */
+mav_err mav__cuda_run_dry(mav_runtime *rt, const mav__node *nodes, int64_t count);
+
+/* ---- backend_cuda_blas.c ---- */
+int mav__cuda_gemm(mavk_cuda *k, const mavk_cuda_gemm *g);
+void mav__cuda_blas_close(cuda *c);
 
 /* ---- backend_cuda_memory.c ---- */
 mav_err mav__cuda_memory_open(cuda *c);

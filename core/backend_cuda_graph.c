@@ -44,6 +44,7 @@ static mav_err capture(mav_runtime *rt, graph *g) {
   static const char op[] = "graph_end";
   cuda *c = mav__cuda(rt);
   cudaGraph_t captured = NULL;
+  MAV_TRY(mav__cuda_run_dry(rt, g->nodes, g->count));
   /* relaxed: a kernel that is new may have to be loaded meanwhile */
   CUDA_TRY(rt, op, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeRelaxed));
   mav_err err = enqueue(rt, g);

@@ -79,7 +79,7 @@ typedef struct mav_runtime_options {
   int threads;         /* of the cpu team; on cuda, that unpack weights; 0: one per processor that this process may use */
   const char *isa;     /* cpu kernels: "avx2", "avx512"; NULL: MAV_CPU_ISA, else the best of this processor */
   const char *library; /* of cuda: path of libmav_cuda.so; NULL: MAV_CUDA_LIBRARY, else beside this library or program */
-  const char *off;     /* of cuda: what not to use, of "pdl,graphs,prefetch,spatial,tensor"; NULL: MAV_CUDA_OFF */
+  const char *off;     /* of cuda: what not to use, of "pdl,graphs,prefetch,spatial,tensor,blas"; NULL: MAV_CUDA_OFF */
 } mav_runtime_options;
 
 typedef struct mav_memory_stats {

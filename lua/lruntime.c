@@ -16,7 +16,7 @@ static const char *const runtime_keys[] = {"device", "threads", "isa", "library"
 
 /*lua
 ---A new runtime. "auto", the default: cuda where it works, else cpu. library: path of the cuda backend (MAV_CUDA_LIBRARY, else beside
----this program). off: what cuda should not use, of "pdl,graphs,prefetch,spatial,tensor" (MAV_CUDA_OFF).
+---this program). off: what cuda should not use, of "pdl,graphs,prefetch,spatial,tensor,blas" (MAV_CUDA_OFF).
 ---@param options? {device?: "auto"|"cuda"|"cpu"|"ref", threads?: integer, isa?: "avx2"|"avx512", library?: string, off?: string}
 ---@return mav.Runtime? runtime
 ---@return mav.Error? err

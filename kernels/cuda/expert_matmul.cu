@@ -15,7 +15,7 @@ struct expert_job {
   const float *score; /* NULL: 1 */
   float *y;
   int64_t pairs, A, N, tiles;
-  bool each; /* B == A */
+  pair_rows rows;
   int32_t way;
 };
 
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(PRODUCT_80_REGISTERS(G)) expert_matmul(const _
   product_warp<G> w;
   w.begin(j.plan);
   pdl_wait();
-  const int n = list_pairs(tokens, j.index, j.score, j.pairs, j.A, p, j.each, j.way, j.w);
+  const int n = list_pairs(tokens, j.index, j.score, j.pairs, j.A, p, j.rows, j.way, j.w);
   if (!n) return;
   const int32_t expert = j.index[p];
   w.open(matrix_of(j.w, expert), j.way, tile, 0, j.plan.steps);
@@ -48,24 +48,32 @@ __global__ void __launch_bounds__(PRODUCT_80_REGISTERS(G)) expert_matmul(const _
   }
 }
 
-extern "C" int mavk_cuda_expert_matmul(const mavk_args_expert_matmul *a, mavk_cuda *c) {
-  const int64_t K = a->x.n[2], N = a->w.a.n[1];
+int expert_product(mavk_cuda *c, const product_input *in, pair_rows rows, const mavk_weight *w, const int32_t *index, const float *score,
+                   float *y, int64_t T, int64_t A) {
   expert_job j;
-  j.A = a->index.n[1];
-  j.pairs = a->x.n[0] * j.A;
+  j.A = A;
+  j.pairs = T * A;
   if (!j.pairs) return 0;
-  j.in = product_input_of(&a->x, K, NULL, 0);
-  j.w = a->w;
-  j.index = (const int32_t *)a->index.p;
-  j.score = (const float *)a->score.p;
-  j.y = (float *)a->y.p;
-  j.N = N;
-  j.tiles = ceil_div(N, TILE_ROWS);
-  j.each = a->x.n[1] == j.A;
-  j.way = product_way(&a->w, c);
-  j.plan = product_plan_of(c, K, j.tiles, 1, 1, j.pairs, product_parts(&a->w), j.way == WAY_FMA, false, false, sizeof(product_header));
+  j.in = *in;
+  j.w = *w;
+  j.index = index;
+  j.score = score;
+  j.y = y;
+  j.N = w->a.n[1];
+  j.tiles = ceil_div(j.N, TILE_ROWS);
+  j.rows = rows;
+  j.way = product_way(w, c);
+  j.plan = product_plan_of(c, in->K, j.tiles, 1, 1, j.pairs, product_parts(w), j.way == WAY_FMA, false, false, sizeof(product_header));
   if (j.plan.shared_bytes > c->shared_bytes_max) return c->fail(c, "a product needs %u bytes of shared memory", j.plan.shared_bytes);
-  const int groups = j.way == WAY_FMA ? 0 : product_groups(&j.plan, product_parts(&a->w));
+  const int groups = j.way == WAY_FMA ? 0 : product_groups(&j.plan, product_parts(w));
   void (*kernel)(expert_job) = groups == 0 ? expert_matmul<0> : groups == 1 ? expert_matmul<1> : expert_matmul<4>;
   return mavk_run(c, kernel, dim3((unsigned)(j.pairs * j.tiles)), product_threads(&j.plan), j.plan.shared_bytes, j);
+}
+
+extern "C" int mavk_cuda_expert_matmul(const mavk_args_expert_matmul *a, mavk_cuda *c) {
+  const int64_t T = a->x.n[0], A = a->index.n[1];
+  const product_input in = product_input_of(&a->x, a->x.n[2], NULL, 0);
+  const bool each = a->x.n[1] == A;
+  return expert_product(c, &in, {each ? (int32_t)A : 1, each ? 0 : -1}, &a->w, (const int32_t *)a->index.p, (const float *)a->score.p,
+                        (float *)a->y.p, T, A);
 }

@@ -6,10 +6,15 @@
 
 #include "product_block.h"
 
-/* The group that pair p leads, as the tokens of t: from = q / A or q (each), to = q, score. 0 if p leads none. Every warp finds out on its
+/* Where the input row of pair q = token A + choice is: row token S, or token S + first + choice if every choice has its own. */
+struct pair_rows {
+  int32_t S, first; /* first < 0: a token's choices share a row */
+};
+
+/* The group that pair p leads, as the tokens of t: from as `rows` has it, to = q, score. 0 if p leads none. Every warp finds out on its
  * own; warp 0 writes, and a barrier makes it visible. */
 __device__ static __forceinline__ int list_pairs(product_tokens *t, const int32_t *index, const float *score, int64_t pairs, int64_t A,
-                                                 int64_t p, bool each, int way, const mavk_weight &w) {
+                                                 int64_t p, pair_rows rows, int way, const mavk_weight &w) {
   const int lane = (int)threadIdx.x % WARP;
   const bool writes = threadIdx.x < WARP;
   const int32_t expert = index[p];
@@ -21,7 +26,8 @@ __device__ static __forceinline__ int list_pairs(product_tokens *t, const int32_
     before += __popc(same & early);
     const int place = n + __popc(late & ((1u << lane) - 1));
     if (writes && late >> lane & 1 && place < TOKENS_MAX) {
-      t->from[place] = (int32_t)(each ? q : q / A);
+      const int32_t token = (int32_t)((uint32_t)q / (uint32_t)A);
+      t->from[place] = rows.first < 0 ? token * rows.S : token * rows.S + rows.first + (int32_t)q - token * (int32_t)A;
       t->to[place] = (int32_t)q;
       t->score[place] = score ? score[q] : 1;
     }
@@ -32,5 +38,9 @@ __device__ static __forceinline__ int list_pairs(product_tokens *t, const int32_
   if (threadIdx.x == 0) t->n = n, t->way = way, t->act = w.act, t->in_scale = w.in_scale;
   return n;
 }
+
+/* y (T, A, N) = (score x) w[index]^T; score: NULL for 1. expert_matmul.cu */
+int expert_product(mavk_cuda *c, const product_input *in, pair_rows rows, const mavk_weight *w, const int32_t *index, const float *score,
+                   float *y, int64_t T, int64_t A);
 
 #endif

@@ -7,8 +7,12 @@
  * time), two side by side, so the sum over slots stays in the block: slot by slot in order, then x. The shared weights are on their way
  * before the wait, an expert's while the one before is finished. For Maverick on 8 ranks and one token: 320 blocks of eight warps and 32
  * KB. Bytes: down and the chosen experts' once each; bound by memory. Tolerance 2e-5.
+ *
+ * More than GEMM_ROWS tokens: the experts' results go to scratch memory, each expert's weights read once for up to 16 of all tokens, and
+ * the end of slot 0's product (gemm.h) adds them in the same order.
  */
 #include "experts.h"
+#include "gemm.h"
 
 struct down_job {
   product_plan plan;
@@ -151,6 +155,46 @@ __global__ void __launch_bounds__(PRODUCT_96_REGISTERS(G)) ffn_down(const __grid
   }
 }
 
+/* The end of slot 0's product, many tokens. */
+struct down_end {
+  product_plan plan;
+  mavk_weight down;
+  const float *routed, *x; /* (T, A, D), (T, D) */
+  float *y;
+  int64_t D, A;
+
+  __device__ __forceinline__ void put(const float *sums, int parts, const product_tokens *t, int64_t tile) const {
+    for (int o = (int)threadIdx.x; o < t->n * TILE_ROWS; o += (int)blockDim.x) {
+      const int i = o / TILE_ROWS, row = o % TILE_ROWS;
+      const int64_t r = tile * TILE_ROWS + row, token = t->to[i];
+      if (r >= D) continue;
+      float sum = product_scaled(product_sum(plan, sums, parts, 0, i, row), t, i, weight_scale(down, 0, r));
+      for (int64_t s = 0; s < A; s++) sum += routed[(token * A + s) * D + r];
+      y[token * D + r] = sum + x[token * D + r];
+    }
+  }
+};
+
+/* Tokens by chunks whose routed results fit half of scratch memory. */
+static int many_down(const mavk_args_ffn_down *a, mavk_cuda *c, const product_input *in) {
+  const int64_t T = a->h.n[0], S = a->h.n[1], A = S - 1, D = a->x.n[1], each = A * D * (int64_t)sizeof(float);
+  int64_t most = each ? (int64_t)(c->scratch_bytes / 2) / each : T;
+  if (most > T) most = T;
+  if (most < 1) return c->fail(c, "%lld experts a token need more scratch memory than there is", (long long)A);
+  const size_t reserved = (size_t)((most * each + 255) / 256 * 256);
+  float *routed = (float *)((char *)c->scratch + (c->scratch_bytes - reserved) / 256 * 256);
+  const mavk_weight *down = &a->down;
+  for (int64_t first = 0; first < T; first += most) {
+    const int64_t n = T - first < most ? T - first : most;
+    product_input rows = *in;
+    rows.x += first * S * in->K;
+    if (A) MAVK_TRY_CUDA(expert_product(c, &rows, {(int32_t)S, 1}, &a->expert_down, (const int32_t *)a->index.p + first * A, NULL, routed, n, A));
+    down_end end = {{}, a->down, routed, (const float *)a->x.p + first * D, (float *)a->y.p + first * D, D, A};
+    MAVK_TRY_CUDA(product_gemm(c, &end, &rows, n, S, &down, 1, reserved + 256));
+  }
+  return 0;
+}
+
 extern "C" int mavk_cuda_ffn_down(const mavk_args_ffn_down *a, mavk_cuda *c) {
   if (a->comm.ranks != 1) return c->fail(c, "%d ranks: the cuda backend has only one so far", (int)a->comm.ranks);
   down_job j;
@@ -158,6 +202,7 @@ extern "C" int mavk_cuda_ffn_down(const mavk_args_ffn_down *a, mavk_cuda *c) {
   if (!j.T) return 0;
   const bool experts = j.A > 0;
   j.in = product_input_of(&a->h, a->h.n[2], NULL, 0);
+  if (gemm_takes(c, &a->down, j.T)) return many_down(a, c, &j.in);
   j.down = a->down, j.expert_down = a->expert_down;
   j.index = (const int32_t *)a->index.p;
   j.x = (const float *)a->x.p;

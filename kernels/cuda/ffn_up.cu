@@ -7,9 +7,12 @@
  * (times groups of 16 tokens), then those of every pair of a token and an expert, of which the first with an expert does the work of all
  * (experts.h). So both halves run side by side on blocks of their own, and the shared half has its weights before the wait for the router.
  * For Maverick on 8 ranks and one token: 64 + 64 blocks of 160 KB each. Bytes: gate, up and the chosen experts' once each; bound by memory.
- * Tolerance 2e-5.
+ * Tolerance 2e-5. More than GEMM_ROWS tokens: slot 0 as in gemm.h, the experts in a launch of their own.
  */
 #include "experts.h"
+#include "gemm.h"
+
+__device__ static __forceinline__ float silu(float x) { return x / (1 + expf(-x)); }
 
 struct up_job {
   product_plan plan;
@@ -21,9 +24,21 @@ struct up_job {
   int64_t T, F, A, S;
   uint32_t tiles, groups, skip; /* groups of tokens for slot 0; blocks that another launch does */
   int32_t way, expert_way;
-};
 
-__device__ static __forceinline__ float silu(float x) { return x / (1 + expf(-x)); }
+  __device__ __forceinline__ void put(const float *sums, int parts, const product_tokens *t, int64_t tile, bool routed = false,
+                                      int32_t expert = 0) const {
+    const mavk_weight &gate_weight = routed ? expert_gate : gate, &up_weight = routed ? expert_up : up;
+    for (int o = (int)threadIdx.x; o < t->n * TILE_ROWS; o += (int)blockDim.x) {
+      const int i = o / TILE_ROWS, row = o % TILE_ROWS;
+      const int64_t r = tile * TILE_ROWS + row, to = t->to[i];
+      if (r >= F) continue;
+      const float g = product_scaled(product_sum(plan, sums, parts, 0, i, row), t, i, weight_scale(gate_weight, expert, r));
+      const float u = product_scaled(product_sum(plan, sums, parts, 1, i, row), t, i, weight_scale(up_weight, expert, r));
+      const int64_t slot = routed ? to / A * S + 1 + to % A : to * S;
+      h[slot * F + r] = silu(g) * u;
+    }
+  }
+};
 
 template <int G>
 __global__ void __launch_bounds__(PRODUCT_80_REGISTERS(G)) ffn_up(const __grid_constant__ up_job j) {
@@ -41,7 +56,7 @@ __global__ void __launch_bounds__(PRODUCT_80_REGISTERS(G)) ffn_up(const __grid_c
   int n;
   if (routed) {
     const int64_t p = y - j.groups;
-    n = list_pairs(tokens, j.index, j.score, j.T * j.A, j.A, p, false, j.expert_way, j.expert_gate);
+    n = list_pairs(tokens, j.index, j.score, j.T * j.A, j.A, p, {1, -1}, j.expert_way, j.expert_gate);
     if (!n) return;
     expert = j.index[p];
     w.open(matrix_of(w.item ? j.expert_up : j.expert_gate, expert), j.expert_way, tile, 0, j.plan.steps);
@@ -57,16 +72,7 @@ __global__ void __launch_bounds__(PRODUCT_80_REGISTERS(G)) ffn_up(const __grid_c
   product_range<G>(j.plan, j.in, w, tokens, shared + j.plan.cells_at, 1, 0, j.plan.steps, false);
   w.finish(j.plan, tokens, sums);
   __syncthreads();
-  const mavk_weight &gate = routed ? j.expert_gate : j.gate, &up = routed ? j.expert_up : j.up;
-  for (int o = (int)threadIdx.x; o < n * TILE_ROWS; o += (int)blockDim.x) {
-    const int i = o / TILE_ROWS, row = o % TILE_ROWS;
-    const int64_t r = (int64_t)tile * TILE_ROWS + row, to = tokens->to[i];
-    if (r >= j.F) continue;
-    const float g = product_scaled(product_sum(j.plan, sums, j.plan.warps, 0, i, row), tokens, i, weight_scale(gate, expert, r));
-    const float u = product_scaled(product_sum(j.plan, sums, j.plan.warps, 1, i, row), tokens, i, weight_scale(up, expert, r));
-    const int64_t slot = routed ? to / j.A * j.S + 1 + to % j.A : to * j.S;
-    j.h[slot * j.F + r] = silu(g) * u;
-  }
+  j.put(sums, j.plan.warps, tokens, tile, routed, expert);
 }
 
 extern "C" int mavk_cuda_ffn_up(const mavk_args_ffn_up *a, mavk_cuda *c) {
@@ -96,9 +102,15 @@ extern "C" int mavk_cuda_ffn_up(const mavk_args_ffn_up *a, mavk_cuda *c) {
   const int groups = is_fma ? 0 : product_groups(&j.plan, parts);
   void (*kernel)(up_job) = groups == 0 ? ffn_up<0> : groups == 1 ? ffn_up<1> : ffn_up<4>;
   const uint32_t dense = j.tiles * j.groups, all = dense + j.tiles * (uint32_t)pairs;
-  const bool apart = pairs && c->off & MAVK_CUDA_OFF_SPATIAL;
+  const bool library = gemm_takes(c, &a->gate, j.T) && gemm_takes(c, &a->up, j.T);
+  const bool apart = pairs && (library || c->off & MAVK_CUDA_OFF_SPATIAL);
   j.skip = 0;
-  MAVK_TRY_CUDA(mavk_run(c, kernel, dim3(apart ? dense : all), product_threads(&j.plan), j.plan.shared_bytes, j));
+  if (library) {
+    const mavk_weight *weights[2] = {&a->gate, &a->up};
+    MAVK_TRY_CUDA(product_gemm(c, &j, &j.in, j.T, 1, weights, 2, 0));
+  } else {
+    MAVK_TRY_CUDA(mavk_run(c, kernel, dim3(apart ? dense : all), product_threads(&j.plan), j.plan.shared_bytes, j));
+  }
   if (!apart) return 0;
   j.skip = dense;
   return mavk_run(c, kernel, dim3(all - dense), product_threads(&j.plan), j.plan.shared_bytes, j);

@@ -10,7 +10,8 @@
  *   2. Every thread calls pdl_wait() (ptx.h) before it touches anything but weights, and nothing is written before it; weights may
  *      be loaded or prefetched earlier. Every block calls pdl_launch() as early as its resources allow.
  *   3. Shared memory is dynamic only, declared by MAVK_SHARED.
- *   4. A row's result does not depend, bit for bit, on the number of rows, on its neighbours or on where its keys lie.
+ *   4. A row's result does not depend, bit for bit, on the number of rows, on its neighbours or on where its keys lie; but for products,
+ *      whose sums beyond GEMM_ROWS rows are a library's (gemm.h).
  *   5. Idle rows (seq < 0) are never read as indices; their results are any finite values.
  */
 #ifndef MAVK_CUDA_LAUNCH_H
@@ -36,7 +37,17 @@ enum {
   MAVK_CUDA_OFF_PREFETCH = 4, /* weights are loaded before the wait for the kernel before */
   MAVK_CUDA_OFF_SPATIAL = 8,  /* shared and routed experts side by side in one launch */
   MAVK_CUDA_OFF_TENSOR = 16,  /* mma.sync products of shuffled weights */
+  MAVK_CUDA_OFF_BLAS = 32,    /* products of many rows by cuBLASLt */
 };
+
+/* y (rows, N) = x (rows, K) w (N, K)^T with sums in f32, by a library: gemm.h. x and y: rows one after the other. 16-byte aligned, w's
+ * rows too; N and K multiples of 16. */
+typedef struct mavk_cuda_gemm {
+  int32_t dtype; /* of x and w: MAVK_BF16 or MAVK_F8 */
+  const void *x, *w;
+  float *y;
+  int64_t rows, N, K, w_stride;
+} mavk_cuda_gemm;
 
 #define MAVK_CUDA_TICKETS 8192
 
@@ -45,6 +56,8 @@ typedef struct mavk_cuda {
   int (*launch)(struct mavk_cuda *c, const mavk_cuda_launch *l);
   /* Notes why an op cannot run; returns a value other than 0. */
   int (*fail)(struct mavk_cuda *c, const char *format, ...);
+  /* Enqueues a product; 0, or another value once the backend has noted why not. */
+  int (*gemm)(struct mavk_cuda *c, const mavk_cuda_gemm *g);
   int multiprocessors;
   size_t shared_bytes_max; /* of one block */
   /* Device memory for what passes between the blocks and the kernels of one op. Dead when the op ends. */

@@ -6,7 +6,7 @@
  * Grid: a block a tile of 16 rows of w and 16 tokens, four to sixteen warps sharing K; few tiles: several blocks share K. Many tiles: as
  * many blocks as run at once, each with every so-manieth tile, so that activations are normalized and staged once (if they fit) and the
  * next tile's weights are on their way while the last one's sums are added. Bytes: w once (for 16 tokens), x once a block, y once. Bound by
- * memory up to 16 tokens. Tolerance 2e-5 (see product.h).
+ * memory up to 16 tokens. Tolerance 2e-5 (see product.h). More than GEMM_ROWS tokens: gemm.h.
  *
  * Versions, checked on the emulator and by ptxas only. What a GPU has to decide, all in product.h:
  *
@@ -18,6 +18,7 @@
  *
  * Tried and kept: one column of B instead of two where activations are codes anyway, half the mma.
  */
+#include "gemm.h"
 #include "product_plain.h"
 
 template <int G>
@@ -31,11 +32,14 @@ int product_plain(mavk_cuda *c, const mavk_array *x, const mavk_array *norm, flo
   plain_job j;
   const int64_t most = product_job_init(&j, c, x, norm, eps, w, T);
   if (!most) return 1;
+  j.N = w->a.n[0];
+  j.residual = residual;
+  j.y = y;
+  if (gemm_takes(c, w, T)) return product_gemm(c, &j, &j.in, T, 1, &w, 1, 0);
   for (int64_t first = 0; first < T; first += most) {
     const int64_t n = T - first < most ? T - first : most, at_once = 2 * c->multiprocessors;
     j.tokens = n;
     j.in.x = (const float *)x->p + first * j.in.K;
-    j.N = w->a.n[0];
     j.residual = residual ? residual + first * j.N : NULL;
     j.y = y + first * j.N;
     const dim3 grid((unsigned)(j.tiles < at_once ? j.tiles : at_once), (unsigned)ceil_div(n, TOKENS_MAX), (unsigned)j.plan.splits);

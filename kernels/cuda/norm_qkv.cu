@@ -9,8 +9,8 @@
  * two rows of a tile. Bytes: w once; bound by memory, and by latency at this size: x is read and normalized while w arrives. Tolerance
  * 2e-5.
  */
+#include "gemm.h"
 #include "kv.h"
-#include "product_block.h"
 
 struct qkv_job : product_job {
   mavk_rows rows;
@@ -69,6 +69,10 @@ extern "C" int mavk_cuda_norm_qkv(const mavk_args_norm_qkv *a, mavk_cuda *c) {
   j.N = a->w.a.n[0];
   j.rope = (const float *)a->rope.p;
   j.attn_scale = a->attn_scale, j.floor_scale = a->floor_scale;
+  j.rows = a->rows;
+  j.q = (float *)a->q.p;
+  const mavk_weight *w = &a->w;
+  if (gemm_takes(c, w, T)) return product_gemm(c, &j, &j.in, T, 1, &w, 1, 0);
   for (int64_t first = 0; first < T; first += most) {
     const int64_t n = T - first < most ? T - first : most;
     j.tokens = n;

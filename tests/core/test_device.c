@@ -314,6 +314,76 @@ static void test_shuffled(void **state) {
   for (int i = 0; i < 7; i++) mav_tensor_release(all[i]);
 }
 
+/* ---- products of many rows, by cuBLASLt ---------------------------------------------------------------------------------- */
+
+enum { MANY = 100, MANY_N = 48, MANY_K = 64 };
+
+/* x w^T with rows of x from `first` on; codes are shuffled, others bf16. */
+static mav_tensor *product(mav_tensor *x, mav_tensor *w, int64_t first, int64_t n) {
+  mav_tensor *part;
+  OK(mav_tensor_slice(&part, x, 0, first, n, 1));
+  mav_arg args[MAV_ARGS_MAX] = {tensor_arg(part), tensor_arg(w)};
+  OK(mav_op_call(rt, mav_op_find("matmul"), args));
+  mav_tensor_release(part);
+  return args[2].tensor;
+}
+
+/* The same numbers as of few rows, at once and in a graph, whose capture must not need anything that capturing forbids. */
+static void test_many_rows(void **state) {
+  (void)state;
+  mav_tensor *x, *w[2], *scale;
+  OK(mav_tensor_new(&x, rt, MAV_DTYPE_F32, 2, (int64_t[]){MANY, MANY_K}));
+  for (int i = 0; i < MANY * MANY_K; i++) OK(mav_tensor_set(x, i, (i * 37 % 101 - 50) / 16.0));
+  OK(mav_tensor_new(&scale, rt, MAV_DTYPE_F32, 1, (int64_t[]){MANY_N}));
+  for (int i = 0; i < MANY_N; i++) OK(mav_tensor_set(scale, i, 1 + i % 3));
+  for (int k = 0; k < 2; k++) {
+    mav_tensor *made;
+    OK(mav_tensor_new(&made, rt, k ? MAV_DTYPE_F8 : MAV_DTYPE_BF16, 2, (int64_t[]){MANY_N, MANY_K}));
+    for (int i = 0; i < MANY_N * MANY_K; i++) OK(mav_tensor_set(made, i, (i * 29 % 31 - 15) / 8.0));
+    if (k) OK(mav_tensor_set_scale(made, scale, MAV_ACT_NONE, 0));
+    OK(mav_tensor_shuffle(&w[k], made));
+    assert_true(mav_tensor_is_shuffled(w[k]) == (k == 1));
+    mav_tensor_release(made);
+  }
+  mav_rows *rows;
+  OK(mav_rows_new(&rows, rt, 1));
+  for (int k = 0; k < 4; k++) {
+    mav_graph *g = NULL;
+    mav_tensor *y;
+    if (k >= 2) OK(mav_graph_begin(&g, rt, rows));
+    y = product(x, w[k % 2], 0, MANY);
+    if (g) OK(mav_graph_keep(g, y)), OK(mav_graph_end(g)), OK(mav_graph_launch(g)), OK(mav_graph_wait(g));
+    for (int64_t first = 0; first < MANY; first += 20) {
+      mav_tensor *few = product(x, w[k % 2], first, 20);
+      for (int64_t i = 0; i < 20 * MANY_N; i++) assert_float_equal(get(y, first * MANY_N + i), get(few, i), 1e-3);
+      mav_tensor_release(few);
+    }
+    mav_tensor_release(y), mav_graph_release(g);
+  }
+  mav_rows_release(rows), mav_tensor_release(x), mav_tensor_release(w[0]), mav_tensor_release(w[1]), mav_tensor_release(scale);
+}
+
+/* Without the library only products of many rows are refused, and not where it is switched off. */
+static void test_no_library(void **state) {
+  (void)state;
+  mav_tensor *x, *w;
+  setenv("MAV_CUBLASLT", "/no/such/libcublasLt.so", 1);
+  for (int off = 0; off < 2; off++) {
+    mav_runtime_release(rt);
+    assert_int_equal(mav_runtime_new(&rt, &(mav_runtime_options){.device = "cuda", .off = off ? "blas" : NULL}, NULL), MAV_OK);
+    OK(mav_tensor_new(&x, rt, MAV_DTYPE_F32, 2, (int64_t[]){MANY, MANY_K}));
+    OK(mav_tensor_new(&w, rt, MAV_DTYPE_BF16, 2, (int64_t[]){MANY_N, MANY_K}));
+    mav_tensor_release(product(x, w, 0, 20));
+    mav_arg args[MAV_ARGS_MAX] = {tensor_arg(x), tensor_arg(w)};
+    assert_int_equal(mav_op_call(rt, mav_op_find("matmul"), args), off ? MAV_OK : MAV_ERR_UNSUPPORTED);
+    if (off) mav_tensor_release(args[2].tensor);
+    else assert_non_null(strstr(mav_runtime_diag(rt)->text, "need cuBLASLt: /no/such/libcublasLt.so"));
+    mav_tensor_release(product(x, w, 0, 20));
+    mav_tensor_release(x), mav_tensor_release(w);
+  }
+  unsetenv("MAV_CUBLASLT");
+}
+
 /* ---- errors ------------------------------------------------------------------------------------------------------------- */
 
 static void refused(const mav_runtime_options *o, mav_err code, const char *text) {
@@ -342,7 +412,7 @@ static void test_off(void **state) {
   (void)state;
   mav_runtime_release(rt);
   refused(&(mav_runtime_options){.device = "cuda", .off = "pdl,gpu"}, MAV_ERR_INVALID, "\"gpu\" cannot be switched off");
-  static const char *const off[] = {"graphs", "pdl", "pdl,graphs", "prefetch,spatial,tensor", ""};
+  static const char *const off[] = {"graphs", "pdl", "pdl,graphs", "prefetch,spatial,tensor,blas", ""};
   for (size_t i = 0; i < sizeof off / sizeof *off; i++) {
     assert_int_equal(mav_runtime_new(&rt, &(mav_runtime_options){.device = "cuda", .off = off[i]}, NULL), MAV_OK);
     mav_rows *rows;
@@ -387,7 +457,7 @@ static mav_err life(void) {
   mav_rows *rows = NULL;
   mav_graph *g = NULL;
   mav_kv *kv = NULL;
-  mav_tensor *x = NULL, *y = NULL, *w = NULL, *s = NULL;
+  mav_tensor *x = NULL, *y = NULL, *w = NULL, *s = NULL, *many = NULL, *products = NULL;
   mav_arg args[MAV_ARGS_MAX] = {{0}};
   mav_diag diag = {0};
   int seq, fork, op[4];
@@ -402,6 +472,11 @@ static mav_err life(void) {
   MAV_GOTO(mav_tensor_new(&w, r, MAV_DTYPE_F8, 2, (int64_t[]){16, 32}));
   MAV_GOTO(mav_tensor_set(x, 1, 4));
   MAV_GOTO(mav_tensor_shuffle(&s, w));
+  MAV_GOTO(mav_tensor_new(&many, r, MAV_DTYPE_F32, 2, (int64_t[]){80, 32}));
+  args[0] = tensor_arg(many), args[1] = tensor_arg(s);
+  MAV_GOTO(mav_op_call(r, mav_op_find("matmul"), args));
+  products = args[2].tensor;
+  args[2] = (mav_arg){0};
   MAV_GOTO(mav_rows_new(&rows, r, 1));
   MAV_GOTO(mav_kv_new(&kv, r, &(mav_kv_options){.layers = 1, .kv_heads = 1, .head_dim = 2, .dtype = MAV_DTYPE_F32, .tokens = 64, .sequences = 2, .page = 16}));
   MAV_GOTO(mav_kv_sequence_new(kv, 0, &seq));
@@ -450,6 +525,7 @@ done:
     }
   }
   mav_tensor_release(x), mav_tensor_release(y), mav_tensor_release(w), mav_tensor_release(s);
+  mav_tensor_release(many), mav_tensor_release(products);
   mav_graph_release(g), mav_rows_release(rows), mav_kv_release(kv), mav_runtime_release(r);
   return err;
 }
@@ -487,7 +563,7 @@ static void test_failures(void **state) {
 int main(void) {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
   const struct CMUnitTest tests[] = {T(test_copies), T(test_rows_of_both_sides), T(test_launches_under_way), T(test_indices), T(test_cache),
-                                     T(test_shuffled), T(test_off), T(test_bandwidth), T(test_out_of_memory), T(test_failures)};
+                                     T(test_shuffled), T(test_many_rows), T(test_no_library), T(test_off), T(test_bandwidth), T(test_out_of_memory), T(test_failures)};
   const struct CMUnitTest always[] = {cmocka_unit_test(test_opening)};
   int failed = cmocka_run_group_tests(always, NULL, NULL);
   mav_runtime *probe;

@@ -9,7 +9,7 @@
 #include "mav.h"
 #include "mavk.h"
 
-#define ROWS_MAX 64 /* of a table */
+#define ROWS_MAX 160 /* of a table */
 #define SEQUENCES_MAX 4
 
 typedef struct rng {
@@ -81,7 +81,7 @@ typedef struct sizes {
   int64_t context;
 } sizes;
 
-void plan_make(plan *p, int op, uint64_t seed, const sizes *fixed);
+void plan_make(plan *p, int op, uint64_t seed, int64_t rows, const sizes *fixed); /* rows: of T; 0: any number */
 void plan_free(plan *p);
 int plan_arg(const plan *p, const char *name);  /* -1: none */
 bool plan_is(const plan *p, const char *names); /* is its op one of these, separated by spaces? */

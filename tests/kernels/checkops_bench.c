@@ -91,7 +91,7 @@ int bench(mav_runtime *rt, const char *only, int64_t footprint, int64_t vocabula
           s.letter['T' - 'A'] = rows[r];
           if (vocabulary > 0) s.letter['V' - 'A'] = vocabulary;
           if (!weights && d->arg[0].shape && strstr(d->arg[0].shape, " N")) s.letter['N' - 'A'] = s.letter['V' - 'A']; /* logits */
-          plan_make(&p, op, 1, &s);
+          plan_make(&p, op, 1, 0, &s);
           mav_err err = measure(rt, &p, footprint, &seconds, &bytes, &copies);
           plan_free(&p);
           if (err) {

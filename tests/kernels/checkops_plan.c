@@ -87,9 +87,10 @@ static void at_most(plan *p, char c, int64_t most) {
 #define VOCABULARY "embed penalize mark_seen sample perturb accept_rejection accept_typical" /* V: what ids are below */
 
 /* Letters of an op that depend on each other, and what keeps the reference quick. */
-static void relate(plan *p, rng *r, const sizes *fixed) {
+static void relate(plan *p, rng *r, int64_t rows, const sizes *fixed) {
   const bool weights = has(p, MAV_ARG_WEIGHT);
   if (fixed) memcpy(p->letter, fixed->letter, sizeof p->letter);
+  *letter(p, 'T') = fixed ? *letter(p, 'T') : rows;
   set_default(p, 'T', PICK(r, 1, 1, 2, 3, 4, 5, 7, 8, 11, 13, 16, 17, 19, 20));
   set_default(p, 'K', rng_range(r, 1, 4));
   set_default(p, 'H', *letter(p, 'K') * rng_range(r, 1, 5));
@@ -475,11 +476,11 @@ static bool meets_the_same(const plan *p, int i) {
 
 /* ---- the plan ----------------------------------------------------------------------------------------------------- */
 
-void plan_make(plan *p, int op, uint64_t seed, const sizes *fixed) {
+void plan_make(plan *p, int op, uint64_t seed, int64_t rows, const sizes *fixed) {
   rng state = {seed * 1000003 + (uint64_t)op}, *r = &state;
   *p = (plan){.op = op, .desc = mav_op_get(op), .seed = seed, .bench = fixed != NULL};
   for (int i = 0; i < 8; i++) rng_next(r);
-  relate(p, r, fixed);
+  relate(p, r, rows, fixed);
   make_cache(p, r, fixed);
   if (has(p, MAV_ARG_ROWS)) make_rows(p, r);
   for (int i = 0; i < p->desc->args; i++)
