@@ -17,7 +17,7 @@ struct stage_job {
   float in_scale;
 };
 
-__global__ void __launch_bounds__(STAGE_THREADS) gemm_stage_row(const __grid_constant__ stage_job j) {
+__global__ void __launch_bounds__(STAGE_THREADS, 1) gemm_stage_row(const __grid_constant__ stage_job j) {
   MAVK_SHARED(shared);
   product_tokens *t = ((product_header *)shared)->tokens;
   pdl_launch();
