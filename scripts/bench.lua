@@ -21,14 +21,14 @@ local SHARE_BYTES_MIN = require("mav.session.stats").SHARE_BYTES_MIN
 local PROMPT = 512
 local ROWS = { 1, 2, 4, 8, 16 }
 local CONTEXT = 128
-local SHAPE_ROWS, SHAPE_CONTEXT = { 1, 2, 4, 8 }, 1024
+local SHAPE_ROWS, SHAPE_ROWS_MAX, SHAPE_CONTEXT = { 1, 2, 4, 8 }, 512, 1024
 
 --- "1,2,4"
 local function row_counts(text)
   local list = {}
   for word in (text .. ","):gmatch "([^,]*)," do
     local n = math.tointeger(tonumber(word))
-    if not n or n < 1 or n > 16 then return nil, ("'%s': numbers from 1 to 16, separated by commas, are allowed"):format(text) end
+    if not n or n < 1 or n > SHAPE_ROWS_MAX then return nil, ("'%s': numbers from 1 to %d, separated by commas, are allowed"):format(text, SHAPE_ROWS_MAX) end
     list[#list + 1] = n
   end
   return list
@@ -51,7 +51,7 @@ local function options()
   p:option("--layers", "of shapes: fewer or more layers"):argname("N"):convert(cli.integer(1, 1024))
   p:option("--experts", "of shapes: fewer or more experts a layer"):argname("N"):convert(cli.integer(1, 4096))
   p:option("--vocab", "of shapes: another vocabulary"):argname("N"):convert(cli.integer(2, 1 << 24))
-  p:option("--rows", "of shapes: rows of a step (default: 1,2,4,8)"):argname("LIST"):convert(row_counts)
+  p:option("--rows", "of shapes: rows of a step (default: 1,2,4,8); hundreds are a prompt's"):argname("LIST"):convert(row_counts)
   p:option("--rounding", "of shapes: how activations of fp8 weights are rounded"):argname("TYPE")
     :convert(cli.choice("none", "static", "dynamic")):default("static")
   p:flag("--unfused", "of shapes: the unfused ops")

@@ -152,6 +152,15 @@ use_sysroot() {
   fi
 }
 
+# The library for products of many rows: where the loader finds it, or with the toolkit or a Python package.
+find_cublaslt() {
+  local name=libcublasLt.so.13 at
+  if $emulate; then echo "$library"; return 0; fi
+  at=$(ldconfig -p 2>/dev/null | sed -n "s#.*$name.*=> ##p" | head -n 1)
+  [ -n "$at" ] || at=$(find /usr/local /opt /usr/lib -name "$name" 2>/dev/null | head -n 1)
+  [ -n "$at" ] && echo "$at"
+}
+
 # Libraries that neither the machine nor the sysroot has.
 libraries() {
   local pkg=pkg-config name missing=() at
@@ -161,6 +170,7 @@ libraries() {
     if at=$("$pkg" --variable=includedir "$name" 2>/dev/null); then echo "$name: $at"; else missing+=("$name"); fi
   done
   if at=$(command -v busted); then echo "busted: $at"; else missing+=(busted); fi
+  if at=$(find_cublaslt); then echo "cuBLASLt: $at"; else missing+=(cuBLASLt); fi
   echo "missing: ${missing[*]:-nothing}"
   case " ${missing[*]} " in *" lua5.4 "* | *" lib"*) return 1 ;; esac
   return 0 # only tests need the others
@@ -269,6 +279,7 @@ work() {
   step machine 30 machine
   use_sysroot
   step libraries 20 libraries || return
+  if ! $emulate; then MAV_CUBLASLT=${MAV_CUBLASLT:-$(find_cublaslt)} && export MAV_CUBLASLT; fi
   step configure 60 configure || return
   step build 240 build || return
   step spills 10 spills
@@ -276,6 +287,7 @@ work() {
 
   if [ -x "$checkops" ]; then
     beside checkops 150 "$checkops" --device cuda --cases "$cases"
+    beside checkops_many 100 "$checkops" --device cuda --cases "$many_cases" --rows 100
   else
     skip checkops "cmocka or busted is missing: tests were not built"
   fi
@@ -292,6 +304,8 @@ work() {
   beside racecheck 60 racecheck
   wait
   step ablate 120 bench "${shape[@]}" "${small[@]}" --rows 1,4 --seconds "$seconds" --ablate --save "$logs/ablate.json"
+  step prompt 45 bench "${shape[@]}" "${small[@]}" "${many[@]}" --save "$logs/prompt.json"
+  step prompt_own 45 env MAV_CUDA_OFF=blas "$mav" bench --device cuda "${shape[@]}" "${small[@]}" "${many[@]}" --save "$logs/prompt_own.json"
   step peer 120 peer
   step shape_scout 60 bench "${scout[@]}" "${rows[@]}" --save "$logs/scout.json"
   step model 60 model
@@ -331,8 +345,8 @@ report() {
       printf '%s{"step":"%s","result":"%s","s":%s,"said":%s}' "$comma" "$name" "$text" "$seconds" "$(quoted "$said")"
       comma=,
     done <"$logs/order"
-    printf '],"maverick":%s,"scout":%s,"ablate":%s,"peer":%s,"model":%s}\n' "$(object maverick)" "$(object scout)" "$(object ablate)" \
-      "$(object peer)" "$(object model)"
+    printf '],"maverick":%s,"scout":%s,"ablate":%s,"prompt":%s,"prompt_own":%s,"peer":%s,"model":%s}\n' "$(object maverick)" "$(object scout)" "$(object ablate)" \
+      "$(object prompt)" "$(object prompt_own)" "$(object peer)" "$(object model)"
   } >"$to.json"
   {
     printf '# %s, %s\n\n`scripts/gpu-check.sh`' "$gpu" "$day"
@@ -340,7 +354,7 @@ report() {
     printf ', commit %s.\n\n```\n' "$(git rev-parse --short HEAD 2>/dev/null)"
     table
     printf '```\n'
-    for name in machine device shape_maverick ablate shape_scout peer model ops; do
+    for name in machine device shape_maverick ablate prompt prompt_own shape_scout peer model ops; do
       [ -s "$logs/$name.log" ] && grep -q $'\tok\t' "$logs/$name.result" && printf '\n## %s\n\n```\n%s\n```\n' "$name" "$(cat "$logs/$name.log")"
     done
   } >"$to.md"
@@ -351,14 +365,14 @@ report() {
   echo "$to.md" >"$logs/report"
 }
 
-slower=1 cases=25 tokens=64 seconds=0.5 bandwidth_bytes=$((1 << 30))
+slower=1 cases=25 many_cases=5 tokens=64 seconds=0.5 bandwidth_bytes=$((1 << 30))
 specs=(oracle/parity oracle/rows oracle/tiny oracle/eagle3 oracle/fp8 scripts/speculation_greedy scripts/speculation_sampling)
-rows=() small=(--experts 16) scout=(--shape scout --tp 8)
+rows=() many=(--rows "64,96,128,256,512" --seconds 0.2) small=(--experts 16) scout=(--shape scout --tp 8)
 if $emulate; then
   library=$build/tests/simt/libmav_simt.so
   export MAV_CUDA_LIBRARY=$library
-  slower=6 cases=1 tokens=6 seconds=0.01 bandwidth_bytes=$((1 << 20))
-  shape=("${tiny[@]}" --layers 2 --experts 2 --vocab 512) rows=(--rows "1,2" --seconds 0.01) small=()
+  slower=6 cases=1 many_cases=1 tokens=6 seconds=0.01 bandwidth_bytes=$((1 << 20))
+  shape=("${tiny[@]}" --layers 2 --experts 2 --vocab 512) rows=(--rows "1,2" --seconds 0.01) many=(--rows "70" --seconds 0.01) small=()
   scout=("${shape[@]}")
 else
   command -v nvcc >/dev/null || export PATH=$PATH:/usr/local/cuda/bin

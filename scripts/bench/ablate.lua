@@ -15,6 +15,7 @@ local VARIANTS = {
   { what = "shuffled weights", more = "--no-shuffle", cuda = true },
   { what = "tensor cores", off = "tensor", cuda = true },
   { what = "experts side by side", off = "spatial", cuda = true },
+  { what = "cuBLASLt (more than 64 rows)", off = "blas", cuda = true },
   { what = "fp8 (bf16 instead)", more = "--dtype bf16" },
 }
 

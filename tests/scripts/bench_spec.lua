@@ -76,7 +76,7 @@ describe("mav bench --shape", function()
     end
     refused("--ablate", "--ablate needs a --shape")
     refused("--shape tiny --model x", "--model or --shape")
-    refused("--shape tiny --rows 1,99", "from 1 to 16")
+    refused("--shape tiny --rows 1,513", "from 1 to 512")
     refused("--shape tiny --tp 16", "which 16 ranks cannot share")
   end)
 end)
