@@ -9,6 +9,8 @@
 --- and a policy that came down to k = 0 finds its way back. A drafter on the host is looked at for nothing in steps without drafts:
 --- whether its next id would have been right counts like a draft of one level.
 ---
+--- What that weighing finds is kept for some steps, in which nothing but the run's age changes: most steps count and look up.
+---
 --- With `confidence` the drafts are looked at before they are verified (mav.policy.parts.trimmer); with `experts` the costs of
 --- verification follow the number of distinct experts that the text hits (mav.policy.parts.experts).
 local check_keys = require "mav.options"
@@ -21,6 +23,8 @@ local trimmer = require "mav.policy.parts.trimmer"
 local OPTIONS = { explore = true, memory = true, hope = true, confidence = true, experts = true, k = true }
 local BUDGET_STEPS = 6 -- most probing saved up, in plain steps
 local PROBE_EVERY = 4 -- steps between probes, at least
+local RENEWED_MIN, RENEWED_MAX = 4, 16 -- steps that go by the same costs and rates,
+local RENEWED_SHARE = 4 -- a quarter of those that were made: a text's first tell most
 
 local CostAware = { is_bounded = true, __name = "mav.policy" }
 CostAware.__index = CostAware
@@ -33,8 +37,7 @@ end
 
 --- Which answer asked for the drafts of the last step: two answers ago with a drafter on the host, three with one on the device,
 --- whose drafts wait a step. More drafts than an answer asked for say that it was the other.
-function CostAware:find_delay(k)
-  local two, three = self.asked[2], self.asked[3]
+function CostAware:find_delay(k, two, three)
   if k > three and k <= two then
     self.delay = 2
   elseif k > two and k <= three then
@@ -43,45 +46,57 @@ function CostAware:find_delay(k)
 end
 
 function CostAware:learn(stats)
-  if stats.steps == self.steps then return end
+  local asked, k, us = self.asked, stats.k, stats.verify_us + stats.draft_us + stats.cost_step
   self.steps, self.quiet = stats.steps, self.quiet + 1
-  self:find_delay(stats.k)
-  local us = stats.verify_us + stats.draft_us + stats.cost_step
+  if asked[2] ~= asked[3] then self:find_delay(k, asked[2], asked[3]) end
   if self.trimmer then
     self.trimmer:learn(stats, us)
-  elseif stats.k == 0 and (stats.lookup or live.UNKNOWN) ~= live.UNKNOWN then -- as good as a draft, and free
+  elseif k == 0 and (stats.lookup or live.UNKNOWN) ~= live.UNKNOWN then -- as good as a draft, and free
     self.runs:learn(1, stats.lookup == live.NOTHING and 0 or 1, stats.lookup == live.RIGHT and 1 or 0)
   else
-    self.runs:learn(math.max(stats.k, self.asked[self.delay]), stats.k, stats.accepted)
+    local levels = asked[self.delay]
+    self.runs:learn(k > levels and k or levels, k, stats.accepted)
   end
   if self.experts then self.experts:learn(stats) end
   local plain = self.cost[0] or us
-  self.budget = math.min(self.budget + self.explore * math.min(us, 8 * plain), BUDGET_STEPS * plain)
+  local counted, most = us < 8 * plain and us or 8 * plain, BUDGET_STEPS * plain
+  local budget = self.budget + self.explore * counted
+  self.budget = budget < most and budget or most
 end
 
 -- ---- choosing ---------------------------------------------------------------------------------------------------------------
 
 --- Fills cost[0..n] and verify[0..n], the times of a step with and without drafting; returns n, the deepest with a known cost.
 function CostAware:fill_costs(stats, n)
-  local draft = stats.cost_draft
+  local rows, costs, draft, rest, verify, cost = self.rows, stats.cost_verify, stats.cost_draft, stats.cost_step, self.verify, self.cost
   local slope = self.experts and self.experts:slope(stats)
   for d = 0, n do
-    local rows = self.rows[d]
-    local verify = stats.cost_verify[rows]
-    if not verify then return d - 1 end
-    if slope then verify = math.max(verify + self.experts:correction(stats, rows, slope), 0.5 * verify) end
-    verify = verify + stats.cost_step
-    self.verify[d], self.cost[d] = verify, verify + (draft[d] or 0.0)
+    local T = rows[d]
+    local us = costs[T]
+    if not us then return d - 1 end
+    if slope then us = math.max(us + self.experts:correction(stats, T, slope), 0.5 * us) end
+    us = us + rest
+    verify[d], cost[d] = us, us + (draft[d] or 0.0)
   end
+  return n
+end
+
+--- Looks at the costs again, and at what drafts are worth by what was learnt; returns the deepest draft of known cost, -1 for none.
+function CostAware:renew(stats)
+  local n = self:fill_costs(stats, math.min(stats.k_max, self.deepest or stats.k_max))
+  if n >= 0 then
+    self.left = math.max(RENEWED_MIN, math.min(stats.steps // RENEWED_SHARE, RENEWED_MAX))
+    if not self.trimmer then self.runs:renew(self.cost, n) end
+  end
+  self.n = n
   return n
 end
 
 --- Another depth than k, when the budget pays for what it is expected to cost more; k otherwise.
 function CostAware:probe(k, n)
-  if k >= n or self.quiet < PROBE_EVERY then return k end
-  local Q = self.runs.Q
-  local deeper = self.probes % 3 == 2 and math.min(2 * k + 2, n) or k + 1
-  local price = math.max(Q[deeper] - Q[k], 0.0)
+  local deeper = k + 1
+  if self.probes % 3 == 2 then deeper = math.min(2 * k + 2, n) end
+  local price = math.max(self.runs:time(deeper) - self.runs:time(k), 0.0)
   if price > self.budget then return k end
   self.budget, self.quiet, self.probes = self.budget - price, 0, self.probes + 1
   return deeper
@@ -89,25 +104,26 @@ end
 
 function CostAware:resize(stats)
   local k_max = stats.k_max
-  if self.runs and self.runs.k_max == k_max then return end
+  self.k_max, self.left = k_max, 0
   self.runs = runs.new(self.memory, self.hope, k_max)
   for k = 0, k_max do self.rows[k] = stats.rows(k) end
+  for i = 1, 3 do self.asked[i] = 0 end
   if self.trimmer then self.trimmer:resize(k_max) end
 end
 
 function CostAware:ask(stats)
   self.asks = self.asks + 1
-  self:resize(stats)
-  local n = self:fill_costs(stats, math.min(stats.k_max, self.deepest or stats.k_max))
-  if n < 0 then return math.min(1, stats.k_max) end -- no costs: nothing to weigh
-  self:learn(stats)
-  local asked, k = self.asked
+  if stats.k_max ~= self.k_max then self:resize(stats) end
+  if stats.steps ~= self.steps then self:learn(stats) end
+  if self.left <= 0 and self:renew(stats) < 0 then return math.min(1, stats.k_max) end -- no costs: nothing to weigh
+  self.left = self.left - 1
+  local asked, n = self.asked, self.n
+  local k
   if self.trimmer then
     k, self.budget = self.trimmer:ask(stats, self.verify, n, self.budget)
-  elseif self.delay == 2 then
-    k = self:probe(self.runs:choose(self.cost, n, asked[1]), n)
   else
-    k = self:probe(self.runs:choose(self.cost, n, asked[2], asked[1]), n)
+    if self.delay == 2 then k = self.runs:choose(asked[1]) else k = self.runs:choose(asked[2], asked[1]) end
+    if k < n and self.quiet >= PROBE_EVERY then k = self:probe(k, n) end
   end
   asked[3], asked[2], asked[1] = asked[2], asked[1], k
   return k
@@ -119,7 +135,7 @@ local function trim(self, stats, k)
 end
 
 function CostAware:reset()
-  self.steps, self.asks, self.budget, self.quiet, self.probes = 0, 0, 0.0, 0, 0
+  self.steps, self.asks, self.budget, self.quiet, self.probes, self.left = 0, 0, 0.0, 0, 0, 0
   for i = 1, 3 do self.asked[i] = 0 end
   if self.runs then self.runs:reset() end
   if self.trimmer then self.trimmer:reset() end

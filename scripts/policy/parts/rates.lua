@@ -4,7 +4,7 @@
 ---   slow(i) = (yes + w mean(i - 1)) / (n + w)       the place before suggests; before the first, a constant
 ---   mean(i) = (yes + m slow(i)) / (n + m)           of the fast memory
 ---
---- Nothing is allocated after new.
+--- Counting is done in every step, the means are renewed when somebody wants them. Nothing is allocated after new.
 local rates = {}
 
 local BEFORE_WEIGHT, SLOW_WEIGHT = 8.0, 8.0 -- w and m
@@ -21,24 +21,38 @@ function rates.new(count, first, most, memory)
     slow_n = {}, slow_yes = {} }, Rates)
   for i = 1, count do
     self.fast_n[i], self.fast_yes[i], self.slow_n[i], self.slow_yes[i], self.mean[i] = 0.0, 0.0, 0.0, 0.0, first
-    self:renew(i)
   end
   return self
 end
 
---- Renews mean[i] from what was counted.
-function Rates:renew(i)
-  local before = i > 1 and self.mean[i - 1] or self.first
-  local slow = (self.slow_yes[i] + BEFORE_WEIGHT * before) / (self.slow_n[i] + BEFORE_WEIGHT)
-  local mean = (self.fast_yes[i] + SLOW_WEIGHT * slow) / (self.fast_n[i] + SLOW_WEIGHT)
-  self.mean[i] = mean < self.most and mean or self.most
+--- Counts a stretch: a yes at each of `yes` places from i on, then a no if it was stopped. What lies beyond the last place is counted
+--- there.
+function Rates:add(i, yes, is_stopped)
+  local last, fast, slow = self.count, self.fast, self.slow
+  local fast_n, fast_yes, slow_n, slow_yes = self.fast_n, self.fast_yes, self.slow_n, self.slow_yes
+  for place = i, i + yes - 1 do
+    if place > last then place = last end
+    fast_n[place], fast_yes[place] = fast_n[place] * fast + 1.0, fast_yes[place] * fast + 1.0
+    slow_n[place], slow_yes[place] = slow_n[place] * slow + 1.0, slow_yes[place] * slow + 1.0
+  end
+  if not is_stopped then return end
+  local place = i + yes
+  if place > last then place = last end
+  fast_n[place], fast_yes[place] = fast_n[place] * fast + 1.0, fast_yes[place] * fast
+  slow_n[place], slow_yes[place] = slow_n[place] * slow + 1.0, slow_yes[place] * slow
 end
 
-function Rates:add(i, is_yes)
-  local fast, slow, one = self.fast, self.slow, is_yes and 1.0 or 0.0
-  self.fast_n[i], self.fast_yes[i] = self.fast_n[i] * fast + 1.0, self.fast_yes[i] * fast + one
-  self.slow_n[i], self.slow_yes[i] = self.slow_n[i] * slow + 1.0, self.slow_yes[i] * slow + one
-  self:renew(i)
+--- Renews the means from what was counted, and returns them.
+function Rates:renew()
+  local before, most, mean = self.first, self.most, self.mean
+  local fast_n, fast_yes, slow_n, slow_yes = self.fast_n, self.fast_yes, self.slow_n, self.slow_yes
+  for i = 1, self.count do
+    local slow = (slow_yes[i] + BEFORE_WEIGHT * before) / (slow_n[i] + BEFORE_WEIGHT)
+    before = (fast_yes[i] + SLOW_WEIGHT * slow) / (fast_n[i] + SLOW_WEIGHT)
+    if before > most then before = most end
+    mean[i] = before
+  end
+  return mean
 end
 
 --- A new text: the fast memory is empty, the slow one easier to convince.
@@ -47,7 +61,6 @@ function Rates:reset()
     local scale = math.min(1.0, RESET_MAX / math.max(self.slow_n[i], 1.0))
     self.fast_n[i], self.fast_yes[i] = 0.0, 0.0
     self.slow_n[i], self.slow_yes[i] = self.slow_n[i] * scale, self.slow_yes[i] * scale
-    self:renew(i)
   end
 end
 
