@@ -45,6 +45,26 @@ if device then
       local r <close> = model:session { sample = sample, strategy = { draft = head, tree = { 2, 1 }, accept = "rejection" } }
       assert.equal(TOKENS, #S.text(r, prompt, TOKENS))
     end)
+
+    it("reads prompts of many rows like the processor", function() -- whose products go to cuBLASLt
+      local ids = {}
+      for i = 1, 150 do ids[i] = i * i * 37 % 300 end
+      local host = load("cpu", support.model_dir "maverick")
+      S.same(S.text(host:session {}, ids, 4), S.text(model:session {}, ids, 4), "a long prompt")
+      local fp8 = load(device, support.model_dir "maverick_ct_fp8")
+      S.same(S.text(load("cpu", support.model_dir "maverick_ct_fp8"):session {}, ids, 2), S.text(fp8:session {}, ids, 2), "w8a8")
+    end)
+
+    it("says what plain decoding says, as a trained model", function()
+      local tiny = load(device, S.tiny)
+      local ids = tiny:encode "-- returns the sum of the list t\nlocal function"
+      local plain = S.text(tiny:session {}, ids, 8)
+      for _, drafter in ipairs { "self=2", "eagle3=" .. S.head } do
+        local s <close> = tiny:session { strategy = S.strategy(S.drafter(tiny, drafter), S.chains[2]) }
+        S.same(plain, S.text(s, ids, 8), "tiny-maverick, %s", drafter)
+        assert.is_true(s.stats.drafted_per_step > 0)
+      end
+    end)
   end)
 
   describe("weights on " .. device, function()
