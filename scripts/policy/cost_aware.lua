@@ -23,7 +23,7 @@ local trimmer = require "mav.policy.parts.trimmer"
 local OPTIONS = { explore = true, memory = true, hope = true, confidence = true, experts = true, k = true }
 local BUDGET_STEPS = 6 -- most probing saved up, in plain steps
 local PROBE_EVERY = 4 -- steps between probes, at least
-local RENEWED_MIN, RENEWED_MAX = 4, 16 -- steps that go by the same costs and rates,
+local RENEWED_MIN, RENEWED_MAX = 4, 24 -- steps that go by the same costs and rates,
 local RENEWED_SHARE = 4 -- a quarter of those that were made: a text's first tell most
 
 local CostAware = { is_bounded = true, __name = "mav.policy" }

@@ -90,6 +90,37 @@ describe("policy cost_aware", function()
     assert.is_true(sum / #late > 2.5, sum / #late)
   end)
 
+  it("executes few Lua instructions in most steps", function()
+    local inner, count, calls = cost_aware(), 0, 0
+    local function hook() count = count + 1 end
+    local counted = { name = "counted", needs = inner.needs, reset = function() inner:reset() end }
+    function counted.ask(_, stats)
+      calls = calls + 1
+      debug.sethook(hook, "", 1)
+      local k = inner:ask(stats)
+      debug.sethook()
+      return k
+    end
+    local trace = simulator.trace { costs = "memory", { "geometric", 0.92 }, { "geometric", 0.15 }, { "geometric", 0.6 } }
+    replay.run(trace, { policy = counted })
+    assert.is_true(count / calls < 550, count / calls)
+  end)
+
+  it("serves a loop of other depths afterwards", function()
+    local policy = cost_aware()
+    for _, k_max in ipairs { 8, 2, 5 } do
+      local stats = { k_max = k_max, k = 0, accepted = 0, steps = 0, verify_us = 400, draft_us = 0, cost_step = 3, cost_verify = {},
+        cost_draft = { [0] = 0 }, rows = function(k) return k + 1 end }
+      for k = 0, k_max do stats.cost_verify[k + 1] = 400 + k end
+      for n = 1, 30 do
+        local k = policy:ask(stats)
+        assert.is_true(k >= 0 and k <= k_max)
+        stats.steps, stats.k, stats.accepted = n, k, k
+      end
+      assert.are.equal(k_max, stats.k)
+    end
+  end)
+
   it("looks at the drafts' probabilities when told to", function()
     for _, costs in ipairs { "memory", "experts" } do
       local options = { costs = costs, confidence = true, { "geometric", 0.6 } }
