@@ -13,7 +13,8 @@
  *   - after a fault every call returns its error, until cudaDeviceReset, which frees everything.
  *
  * Environment: MAV_SIMT_SEED (the order of blocks, warps and lanes), MAV_SIMT_PROTECT=1, MAV_SIMT_MEMORY_MB (4096),
- * MAV_SIMT_MULTIPROCESSORS (5). */
+ * MAV_SIMT_MULTIPROCESSORS (5), MAV_SIMT_DRIVER (13000: the CUDA version of the driver; 0: there is none), and CUDA's own
+ * CUDA_VISIBLE_DEVICES. */
 #ifndef MAV_SIMT_CUDA_RUNTIME_H
 #define MAV_SIMT_CUDA_RUNTIME_H
 

@@ -9,10 +9,18 @@ static int multiprocessors() {
   return n > 0 ? n : 1;
 }
 
+/* Of CUDA: 13000; 0: none is installed. */
+static int driver() {
+  const char *s = getenv("MAV_SIMT_DRIVER");
+  return s && *s ? atoi(s) : CUDART_VERSION;
+}
+
 cudaError_t cudaGetDeviceCount(int *count) {
   SIMT_CALL();
-  *count = 1;
-  return cudaSuccess;
+  const char *devices = getenv("CUDA_VISIBLE_DEVICES");
+  *count = devices && !*devices ? 0 : 1;
+  if (driver() < CUDART_VERSION) return call_fails(cudaErrorInsufficientDriver);
+  return *count ? cudaSuccess : call_fails(cudaErrorNoDevice);
 }
 cudaError_t cudaSetDevice(int device) {
   SIMT_CALL();
@@ -23,7 +31,7 @@ cudaError_t cudaGetDevice(int *device) {
   *device = 0;
   return cudaSuccess;
 }
-cudaError_t cudaDriverGetVersion(int *version) { return *version = CUDART_VERSION, cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int *version) { return *version = driver(), cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int *version) { return *version = CUDART_VERSION, cudaSuccess; }
 
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
