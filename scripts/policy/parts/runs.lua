@@ -37,7 +37,8 @@ end
 function runs.new(memory, hope, k_max)
   local self = setmetatable({ k_max = k_max, rates = rates.new(AGES, hope, SURE, memory), P = zeros(AGES + k_max + 1),
     PC = zeros(AGES + k_max + 1), Q = {}, best = zeros(AGES),
-    is_always_offered = true, o = rates.new(k_max, 1.0, 1.0, memory), o_new = rates.new(1, 1.0, 1.0, memory),
+    is_always_offered = true, o_new = rates.new(1, 1.0, 1.0, memory),
+    o = rates.new(math.max(k_max, 1), 1.0, 1.0, memory), -- a lookup counts as level 1 even where no draft has one
     base = zeros(k_max), reach = zeros(k_max), ended = zeros(k_max), -- of a drafter that offers less
     age = 0, alive = 1.0, row = 0, row_new = 0, on = 0.0, on_new = 0.0 }, Runs)
   for r = 0, AGES do self.Q[r] = zeros(k_max) end

@@ -106,9 +106,9 @@ describe("policy cost_aware", function()
     assert.is_true(count / calls < 550, count / calls)
   end)
 
-  it("serves a loop of other depths afterwards", function()
+  it("serves a loop of other depths afterwards, also one of none", function()
     local policy = cost_aware()
-    for _, k_max in ipairs { 8, 2, 5 } do
+    for _, k_max in ipairs { 8, 2, 0, 5 } do
       local stats = { k_max = k_max, k = 0, accepted = 0, steps = 0, verify_us = 400, draft_us = 0, cost_step = 3, cost_verify = {},
         cost_draft = { [0] = 0 }, rows = function(k) return k + 1 end }
       for k = 0, k_max do stats.cost_verify[k + 1] = 400 + k end
@@ -116,6 +116,7 @@ describe("policy cost_aware", function()
         local k = policy:ask(stats)
         assert.is_true(k >= 0 and k <= k_max)
         stats.steps, stats.k, stats.accepted = n, k, k
+        stats.lookup = k > 0 and live.UNKNOWN or n % 3 == 0 and live.NOTHING or live.RIGHT
       end
       assert.are.equal(k_max, stats.k)
     end
