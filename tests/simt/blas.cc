@@ -1,5 +1,5 @@
-/* tests/simt/blas.cc - cuBLASLt's stand-in: cublasLt.h. A product is a kernel on the emulated stream, so captures hold it and its faults are
- * found; it waits for the kernel before it entirely, as the library's do. */
+/* tests/simt/blas.cc - cuBLASLt's stand-in: cublasLt.h. A product is a kernel on the emulated stream, so captures hold it and its faults
+ * are found; it waits for the kernel before it entirely, as the library's do. */
 #include <cublasLt.h>
 
 #include <initializer_list>
@@ -26,25 +26,38 @@ struct simt_blas_wish {
 
 const char *cublasLtGetStatusString(cublasStatus_t status) {
   switch (status) {
-    case CUBLAS_STATUS_SUCCESS: return "CUBLAS_STATUS_SUCCESS";
-    case CUBLAS_STATUS_NOT_INITIALIZED: return "CUBLAS_STATUS_NOT_INITIALIZED";
-    case CUBLAS_STATUS_ALLOC_FAILED: return "CUBLAS_STATUS_ALLOC_FAILED";
-    case CUBLAS_STATUS_INVALID_VALUE: return "CUBLAS_STATUS_INVALID_VALUE";
-    case CUBLAS_STATUS_EXECUTION_FAILED: return "CUBLAS_STATUS_EXECUTION_FAILED";
-    case CUBLAS_STATUS_NOT_SUPPORTED: return "CUBLAS_STATUS_NOT_SUPPORTED";
+    case CUBLAS_STATUS_SUCCESS:
+      return "CUBLAS_STATUS_SUCCESS";
+    case CUBLAS_STATUS_NOT_INITIALIZED:
+      return "CUBLAS_STATUS_NOT_INITIALIZED";
+    case CUBLAS_STATUS_ALLOC_FAILED:
+      return "CUBLAS_STATUS_ALLOC_FAILED";
+    case CUBLAS_STATUS_INVALID_VALUE:
+      return "CUBLAS_STATUS_INVALID_VALUE";
+    case CUBLAS_STATUS_EXECUTION_FAILED:
+      return "CUBLAS_STATUS_EXECUTION_FAILED";
+    case CUBLAS_STATUS_NOT_SUPPORTED:
+      return "CUBLAS_STATUS_NOT_SUPPORTED";
   }
   return "unknown status";
 }
 
-cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle) { return *handle = new cublasLtContext{}, CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) { return delete handle, CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle) {
+  return *handle = new cublasLtContext{}, CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
+  return delete handle, CUBLAS_STATUS_SUCCESS;
+}
 
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *p, cublasComputeType_t compute, cudaDataType_t scale) {
   if (compute != CUBLAS_COMPUTE_32F || scale != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
   return *p = new simt_blas_product{}, CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t p) { return delete p, CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t p, cublasLtMatmulDescAttributes_t what, const void *value, size_t bytes) {
+cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t p) {
+  return delete p, CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t p, cublasLtMatmulDescAttributes_t what, const void *value,
+                                              size_t bytes) {
   if (what != CUBLASLT_MATMUL_DESC_TRANSA || bytes != sizeof p->a) return CUBLAS_STATUS_INVALID_VALUE;
   return p->a = *(const cublasOperation_t *)value, CUBLAS_STATUS_SUCCESS;
 }
@@ -53,10 +66,16 @@ cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *m, cudaDataTyp
   if (stride < (int64_t)rows) return CUBLAS_STATUS_INVALID_VALUE;
   return *m = new simt_blas_matrix{type, rows, columns, stride}, CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t m) { return delete m, CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t m) {
+  return delete m, CUBLAS_STATUS_SUCCESS;
+}
 
-cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) { return *p = new simt_blas_wish{}, CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) { return delete p, CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) {
+  return *p = new simt_blas_wish{}, CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) {
+  return delete p, CUBLAS_STATUS_SUCCESS;
+}
 cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t what,
                                                     const void *value, size_t bytes) {
   if (what == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES && bytes == sizeof p->workspace)
@@ -68,7 +87,9 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
   return CUBLAS_STATUS_SUCCESS;
 }
 
-static size_t type_bytes(cudaDataType_t t) { return t == CUDA_R_8F_E4M3 ? 1 : t == CUDA_R_16BF ? 2 : 4; }
+static size_t type_bytes(cudaDataType_t t) {
+  return t == CUDA_R_8F_E4M3 ? 1 : t == CUDA_R_16BF ? 2 : 4;
+}
 
 static cublasStatus_t check(cublasLtMatmulDesc_t p, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
                             cublasLtMatrixLayout_t d) {
@@ -129,8 +150,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t p, c
   if (status) return status;
   if (*(const float *)alpha != 1 || *(const float *)beta != 0 || c != d) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (((uintptr_t)a | (uintptr_t)b | (uintptr_t)d) % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
-  const blas_job j = {a, b, (float *)d, (int64_t)ld->columns, (int64_t)ld->rows, (int64_t)la->rows, la->stride, lb->stride, ld->stride,
-                      la->type == CUDA_R_8F_E4M3};
+  const blas_job j = {a,          b,          (float *)d, (int64_t)ld->columns,      (int64_t)ld->rows, (int64_t)la->rows,
+                      la->stride, lb->stride, ld->stride, la->type == CUDA_R_8F_E4M3};
   simt_kernel(simt_blas);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3((unsigned)((j.N + BLAS_THREADS - 1) / BLAS_THREADS), (unsigned)j.rows);
