@@ -88,7 +88,8 @@ extern "C" int mavk_cuda_ffn_up(const mavk_args_ffn_up *a, mavk_cuda *c) {
   j.tiles = (uint32_t)ceil_div(j.F, TILE_ROWS);
   j.groups = (uint32_t)ceil_div(j.T, TOKENS_MAX);
   j.way = product_way(&a->gate, c);
-  bool is_fma = j.way == WAY_FMA || product_way(&a->up, c) != j.way;
+  const bool library = gemm_takes(c, &a->gate, j.T) && gemm_takes(c, &a->up, j.T); /* slot 0 */
+  bool is_fma = !library && (j.way == WAY_FMA || product_way(&a->up, c) != j.way);
   int parts = product_parts(&a->gate);
   if (experts) {
     j.expert_way = product_way(&a->expert_gate, c);
@@ -102,7 +103,6 @@ extern "C" int mavk_cuda_ffn_up(const mavk_args_ffn_up *a, mavk_cuda *c) {
   const int groups = is_fma ? 0 : product_groups(&j.plan, parts);
   void (*kernel)(up_job) = groups == 0 ? ffn_up<0> : groups == 1 ? ffn_up<1> : ffn_up<4>;
   const uint32_t dense = j.tiles * j.groups, all = dense + j.tiles * (uint32_t)pairs;
-  const bool library = gemm_takes(c, &a->gate, j.T) && gemm_takes(c, &a->up, j.T);
   const bool apart = pairs && (library || c->off & MAVK_CUDA_OFF_SPATIAL);
   j.skip = 0;
   if (library) {

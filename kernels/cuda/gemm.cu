@@ -3,7 +3,8 @@
 #include "gemm.h"
 
 /* ---- activations ------------------------------------------------------------------------------------------------------------------
- * Grid: a block a row. Bytes: the row, two or three times out of the cache; 4 K written, or K of W8A8. */
+ * Grid: a block a row, those that fill the pitch included: they are zeros. Bytes: the row, two or three times out of the cache; 4 K
+ * written, or K of W8A8. */
 
 #define STAGE_THREADS 256
 
@@ -22,7 +23,17 @@ __global__ void __launch_bounds__(STAGE_THREADS, 1) gemm_stage_row(const __grid_
   product_tokens *t = ((product_header *)shared)->tokens;
   pdl_launch();
   pdl_wait();
-  const int64_t row = blockIdx.x;
+  const int64_t row = blockIdx.x, part = gridDim.x * j.in.K; /* elements of a part */
+  if (row >= j.rows) {
+    for (int k = 4 * (int)threadIdx.x; k < j.in.K; k += 4 * STAGE_THREADS) {
+      const int64_t at = row * j.in.K + k;
+      if (j.codes)
+        *(uint32_t *)((uint8_t *)j.to + at) = 0;
+      else
+        for (int i = 0; i < j.parts; i++) *(uint2 *)((uint16_t *)j.to + i * part + at) = make_uint2(0, 0);
+    }
+    return;
+  }
   if (threadIdx.x == 0) {
     t->n = 1, t->way = WAY_BF16, t->act = j.act, t->in_scale = j.in_scale, t->score[0] = 1;
     t->from[0] = (int32_t)((j.first + row) * j.stride);
@@ -49,7 +60,7 @@ __global__ void __launch_bounds__(STAGE_THREADS, 1) gemm_stage_row(const __grid_
         low[i] = mavk_bf16_from_f32(v[i] - mavk_f32_from_bf16(high[i]));
       }
       *(uint2 *)((uint16_t *)j.to + at) = make_uint2(pair(high[0], high[1]), pair(high[2], high[3]));
-      *(uint2 *)((uint16_t *)j.to + j.rows * j.in.K + at) = make_uint2(pair(low[0], low[1]), pair(low[2], low[3]));
+      *(uint2 *)((uint16_t *)j.to + part + at) = make_uint2(pair(low[0], low[1]), pair(low[2], low[3]));
       continue;
     }
     const float by = t->by[0], inverse = t->inverse[0];
@@ -72,7 +83,7 @@ __global__ void __launch_bounds__(STAGE_THREADS, 1) gemm_stage_row(const __grid_
 int gemm_stage(const gemm_plan *g, mavk_cuda *c, const product_input *in, const mavk_weight *w, int64_t first, int64_t n, int64_t stride) {
   const stage_job j = {*in, g->x, g->step, first, n, stride, w->act, g->parts, g->dtype == MAVK_F8, w->in_scale};
   const size_t space = sizeof(product_header) + 12 * STAGE_THREADS / WARP;
-  return mavk_run(c, gemm_stage_row, dim3((unsigned)n), dim3(STAGE_THREADS), space, j);
+  return mavk_run(c, gemm_stage_row, dim3((unsigned)gemm_pitch(n)), dim3(STAGE_THREADS), space, j);
 }
 
 /* ---- weights of codes -------------------------------------------------------------------------------------------------------------------
@@ -132,9 +143,15 @@ static int widen(const gemm_plan *g, mavk_cuda *c, const mavk_weight *w, int64_t
   return mavk_run(c, gemm_widen_tiles, dim3((unsigned)ceil_div(tiles, WIDEN_WARPS)), dim3(WIDEN_WARPS * WARP), 0, j);
 }
 
+/* Whether the library reads a weight where it lies. */
+static bool is_in_place(const mavk_weight *w) {
+  if (w->a.dtype == MAVK_BF16) return true;
+  return w->act != MAVK_ACT_NONE && w->layout == MAVK_LAYOUT_ROWS && w->a.s[0] % 16 == 0 && (uintptr_t)w->a.p % 16 == 0;
+}
+
 int gemm_sums(const gemm_plan *g, mavk_cuda *c, const mavk_weight *w, int64_t column, int64_t m, int64_t n, int item) {
-  mavk_cuda_gemm product = {g->dtype, g->x, g->weight, g->sums[item], n * g->parts, m, g->K, g->K};
-  if (g->in_place) {
+  mavk_cuda_gemm product = {g->dtype, g->x, g->weight, g->sums[item], gemm_pitch(n) * g->parts, m, g->K, g->K};
+  if (is_in_place(w)) {
     product.w_stride = w->a.s[0];
     product.w = (const char *)w->a.p + column * w->a.s[0] * (g->dtype == MAVK_F8 ? 1 : 2);
   } else {
@@ -145,30 +162,35 @@ int gemm_sums(const gemm_plan *g, mavk_cuda *c, const mavk_weight *w, int64_t co
 
 /* ---- scratch memory ------------------------------------------------------------------------------------------------------------------ */
 
-static size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
+static size_t aligned_up(size_t bytes) {
+  return (bytes + 255) / 256 * 256;
+}
 
-int gemm_plan_make(gemm_plan *g, mavk_cuda *c, const mavk_weight *w, int64_t rows, int items, size_t reserved) {
-  const bool rounds = w->act != MAVK_ACT_NONE;
+int gemm_plan_make(gemm_plan *g, mavk_cuda *c, const mavk_weight *const *w, int items, size_t reserved) {
+  const bool rounds = w[0]->act != MAVK_ACT_NONE;
+  bool widens = false;
   *g = {};
-  g->K = w->a.n[1], g->N = w->a.n[0];
-  g->dtype = w->a.dtype == MAVK_F8 && rounds ? MAVK_F8 : MAVK_BF16;
+  g->K = w[0]->a.n[1], g->N = w[0]->a.n[0];
+  g->dtype = w[0]->a.dtype == MAVK_F8 && rounds ? MAVK_F8 : MAVK_BF16;
   g->parts = rounds ? 1 : 2;
-  g->in_place = w->a.dtype == MAVK_BF16 || (g->dtype == MAVK_F8 && w->layout == MAVK_LAYOUT_ROWS && w->a.s[0] % 16 == 0 && (uintptr_t)w->a.p % 16 == 0);
-  const size_t size = g->dtype == MAVK_F8 ? 1 : 2, row = (size_t)g->K * size, all = c->scratch_bytes - reserved;
-  int64_t most = (int64_t)(all / 4 / (row * (size_t)g->parts));
-  if (most > GEMM_CHUNK_ROWS) most = GEMM_CHUNK_ROWS;
-  g->rows = rows < most ? rows : ceil_div(rows, ceil_div(rows, most > 0 ? most : 1));
+  for (int i = 0; i < items; i++) widens = widens || !is_in_place(w[i]);
+  const size_t all = c->scratch_bytes > reserved ? c->scratch_bytes - reserved : 0, row = (size_t)g->K * (g->dtype == MAVK_F8 ? 1 : 2);
+  const int64_t most = (int64_t)(all / 4 / (row * (size_t)g->parts)) / 16 * 16;
+  g->rows = most < GEMM_CHUNK_ROWS ? most : GEMM_CHUNK_ROWS;
+  const size_t x_bytes = aligned_up((size_t)(g->parts * g->rows) * row), step_bytes = aligned_up((size_t)g->rows * sizeof(float));
+  const size_t left = all > x_bytes + step_bytes + 1024 ? all - x_bytes - step_bytes - 1024 : 0; /* 1024: what aligning may add */
+  const size_t column = (widens ? row : 0) + (size_t)(items * g->parts * g->rows) * sizeof(float);
+  int64_t slice = (int64_t)(left / column) / 16 * 16;
+  if (!g->rows || !slice) return c->fail(c, "a product of %lld columns needs more than %zu bytes of scratch memory", (long long)g->K, all);
+  if (slice < g->N) { /* slices of about the same size, in whole tiles of the library where it can be */
+    const int64_t even = ceil_div(g->N, ceil_div(g->N, slice)), unit = ceil_div(even, 128) * 128 <= slice ? 128 : 16;
+    slice = ceil_div(even, unit) * unit;
+  }
+  g->slice = slice < g->N ? slice : g->N;
   unsigned char *p = (unsigned char *)c->scratch;
-  const size_t x_bytes = rounded((size_t)(g->parts * g->rows) * row), step_bytes = rounded((size_t)g->rows * sizeof(float));
-  const size_t left = all > x_bytes + step_bytes + 1024 ? all - x_bytes - step_bytes - 1024 : 0; /* 1024: what rounding may add */
-  const size_t column = (g->in_place ? 0 : row) + (size_t)(items * g->parts * g->rows) * sizeof(float);
-  g->slice = (int64_t)(left / column);
-  if (g->slice > g->N) g->slice = g->N;
-  g->slice -= g->slice % (g->slice >= 128 && g->slice < g->N ? 128 : 16);
-  if (g->slice < 16) return c->fail(c, "a product of %lld columns needs more scratch memory than the device's %zu bytes", (long long)g->K, all);
   g->x = p, p += x_bytes;
   g->step = (float *)p, p += step_bytes;
-  g->weight = p, p += g->in_place ? 0 : rounded((size_t)g->slice * row);
-  for (int i = 0; i < items; i++) g->sums[i] = (float *)p, p += rounded((size_t)(g->parts * g->rows * g->slice) * sizeof(float));
+  g->weight = p, p += widens ? aligned_up((size_t)g->slice * row) : 0;
+  for (int i = 0; i < items; i++) g->sums[i] = (float *)p, p += aligned_up((size_t)(g->parts * g->rows * g->slice) * sizeof(float));
   return 0;
 }

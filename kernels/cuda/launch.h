@@ -2,8 +2,9 @@
  * Plain C.
  *
  * An op is a host function that launches one or a few kernels, in order, on the backend's stream; it never waits. It is called once
- * when it runs eagerly and once when a graph is captured, so whatever it computes on the host from sizes, dtypes and numbers is
- * fixed in the graph; what changes from step to step (rows, indices, page tables) only kernels may read.
+ * when it runs eagerly, and twice when a graph is captured: first only for what has to be done before, then in earnest. So whatever it
+ * computes on the host from sizes, dtypes and numbers is fixed in the graph; what changes from step to step (rows, indices, page tables)
+ * only kernels may read.
  *
  * Rules for kernels, which the emulator (tests/simt) checks:
  *   1. One argument: a structure, by value, at most 4 KB.

@@ -1,5 +1,6 @@
 /* kernels/cuda/norm_qkv.cu - RMSNorm, the fused projection of queries, keys and values, RoPE on interleaved pairs or the temperature of
- * NoPE layers, and the append of keys and values, in one launch. The product itself is explained in product.h.
+ * NoPE layers, and the append of keys and values, in one launch. The product itself is explained in product.h, that of more than GEMM_ROWS
+ * rows, in several launches, in gemm.h.
  *
  *   x (T, D) f32, norm (D), w ((H + 2K) C, D), q (T, H, C) f32; keys and values go to the cache in its dtype (kv.h).
  *

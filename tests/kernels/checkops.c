@@ -165,11 +165,12 @@ static void note(tally *t, const plan *p, const char *what) {
   snprintf(t->failure, sizeof t->failure, "seed %llu: %s\n    %s", (unsigned long long)p->seed, what, plan_text(p, text, sizeof text));
 }
 
-/* Tensor cores add products of codes with fewer bits than f32 has, where the library uses them as such: kernels/cuda/gemm.h. */
+#define LIBRARY_ROWS 64 /* GEMM_ROWS of kernels/cuda/gemm.h: tensor cores add products of codes with fewer bits than f32 has */
+
 static double tolerance_of(const plan *p, const mav_runtime *candidate) {
   bool rounds = false;
   for (int i = 0; i < p->desc->args; i++) rounds = rounds || (p->v[i].given && p->v[i].act != MAV_ACT_NONE);
-  const bool library = rounds && p->letter['T' - 'A'] > 64 && !strcmp(mav_runtime_device(candidate), "cuda");
+  const bool library = rounds && p->letter['T' - 'A'] > LIBRARY_ROWS && !strcmp(mav_runtime_device(candidate), "cuda");
   return library && p->desc->tolerance < 1e-3 ? 1e-3 : p->desc->tolerance;
 }
 

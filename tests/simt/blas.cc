@@ -6,7 +6,10 @@
 
 #include "../../kernels/numeric.h"
 
-enum { BLAS_THREADS = 32, BLAS_ALGORITHM = 7 };
+enum { BLAS_THREADS = 32, BLAS_ALGORITHM = 7, BLAS_COLUMNS = 512, BLAS_ALIGNMENT = 256 };
+
+/* In cublasLtMatmulAlgo_t. */
+enum { A_TAG, A_N, A_K, A_TYPE, A_COLUMNS, A_ALIGNMENT };
 
 struct cublasLtContext {
   int unused;
@@ -21,10 +24,10 @@ struct simt_blas_matrix {
 };
 struct simt_blas_wish {
   uint64_t workspace = 0;
-  uint32_t schemes = 7;
+  uint32_t schemes = 7, alignment_a = BLAS_ALIGNMENT;
 };
 
-const char *cublasLtGetStatusString(cublasStatus_t status) {
+const char *cublasLtGetStatusName(cublasStatus_t status) {
   switch (status) {
     case CUBLAS_STATUS_SUCCESS:
       return "CUBLAS_STATUS_SUCCESS";
@@ -82,6 +85,8 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
     p->workspace = *(const uint64_t *)value;
   else if (what == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK && bytes == sizeof p->schemes)
     p->schemes = *(const uint32_t *)value;
+  else if (what == CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES && bytes == sizeof p->alignment_a)
+    p->alignment_a = *(const uint32_t *)value;
   else
     return CUBLAS_STATUS_INVALID_VALUE;
   return CUBLAS_STATUS_SUCCESS;
@@ -97,19 +102,22 @@ static cublasStatus_t check(cublasLtMatmulDesc_t p, cublasLtMatrixLayout_t a, cu
     return CUBLAS_STATUS_NOT_SUPPORTED;
   if (a->rows != b->rows || a->columns != d->rows || b->columns != d->columns || c->rows != d->rows || c->columns != d->columns)
     return CUBLAS_STATUS_INVALID_VALUE;
+  if (a->type == CUDA_R_8F_E4M3 && b->columns % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
   for (cublasLtMatrixLayout_t m : {a, b, c, d})
     if (m->stride * type_bytes(m->type) % 16 || !m->rows || !m->columns) return CUBLAS_STATUS_NOT_SUPPORTED;
   return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t p, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
-                                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t, int most,
+                                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t wish, int most,
                                               cublasLtMatmulHeuristicResult_t *out, int *found) {
   *found = 0;
   const cublasStatus_t status = check(p, a, b, c, d);
   if (status || most < 1) return status;
+  if (wish->schemes != CUBLASLT_REDUCTION_SCHEME_NONE) return CUBLAS_STATUS_NOT_SUPPORTED;
   *out = {};
-  out->algo.data[0] = BLAS_ALGORITHM;
+  const uint64_t data[] = {BLAS_ALGORITHM, a->columns, a->rows, (uint64_t)a->type, b->columns, wish->alignment_a};
+  memcpy(out->algo.data, data, sizeof data);
   *found = 1;
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -118,7 +126,10 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t p,
                                        cublasLtMatmulHeuristicResult_t *out) {
   *out = {};
   out->algo = *algorithm;
-  if (algorithm->data[0] != BLAS_ALGORITHM) return CUBLAS_STATUS_INVALID_VALUE;
+  const uint64_t *data = algorithm->data;
+  if (data[A_TAG] != BLAS_ALGORITHM || data[A_N] != a->columns || data[A_K] != a->rows || data[A_TYPE] != (uint64_t)a->type)
+    return CUBLAS_STATUS_INVALID_VALUE;
+  if (b->columns != data[A_COLUMNS] && (data[A_COLUMNS] != BLAS_COLUMNS || b->columns % 32)) return CUBLAS_STATUS_NOT_SUPPORTED;
   return check(p, a, b, c, d);
 }
 
@@ -149,7 +160,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t p, c
   const cublasStatus_t status = cublasLtMatmulAlgoCheck(handle, p, la, lb, lc, ld, algorithm, &checked);
   if (status) return status;
   if (*(const float *)alpha != 1 || *(const float *)beta != 0 || c != d) return CUBLAS_STATUS_NOT_SUPPORTED;
-  if (((uintptr_t)a | (uintptr_t)b | (uintptr_t)d) % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if ((uintptr_t)a % algorithm->data[A_ALIGNMENT] || ((uintptr_t)b | (uintptr_t)d) % BLAS_ALIGNMENT) return CUBLAS_STATUS_NOT_SUPPORTED;
   const blas_job j = {a,          b,          (float *)d, (int64_t)ld->columns,      (int64_t)ld->rows, (int64_t)la->rows,
                       la->stride, lb->stride, ld->stride, la->type == CUDA_R_8F_E4M3};
   simt_kernel(simt_blas);

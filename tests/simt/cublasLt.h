@@ -1,8 +1,10 @@
 /* tests/simt/cublasLt.h - stands in for cuBLASLt's header, as cuda_runtime.h does for the runtime API: what core/backend_cuda_blas.c calls,
  * with the names, values and meaning of cuBLAS 13. blas.cc has the library: one kernel, sums in order.
  *
- * Stricter than the library: only y^T = op(w) x with w transposed, bf16 or e4m3 in and f32 out, alpha 1 and beta 0, pointers aligned to 16
- * bytes, leading dimensions to 16 bytes, and an algorithm that this library chose. */
+ * Stricter than the library: only y^T = op(w) x with w transposed, bf16 or e4m3 in and f32 out, alpha 1 and beta 0, no split of the sum,
+ * pointers as aligned as the algorithm was asked for, leading dimensions to 16 bytes, columns of e4m3 in multiples of 16, and an algorithm
+ * that this library chose for the shape of w; one that it chose for 512 columns does all multiples of 32, another only its own
+ * number, so that callers have to choose again now and then. */
 #ifndef MAV_SIMT_CUBLASLT_H
 #define MAV_SIMT_CUBLASLT_H
 
@@ -28,6 +30,7 @@ typedef enum cublasLtMatmulDescAttributes_t { CUBLASLT_MATMUL_DESC_TRANSA = 3 } 
 typedef enum cublasLtMatmulPreferenceAttributes_t {
   CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,
   CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3,
+  CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5,
 } cublasLtMatmulPreferenceAttributes_t;
 typedef enum cublasLtReductionScheme_t { CUBLASLT_REDUCTION_SCHEME_NONE = 0 } cublasLtReductionScheme_t;
 
@@ -48,7 +51,7 @@ typedef struct cublasLtMatmulHeuristicResult_t {
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle);
 cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle);
-const char *cublasLtGetStatusString(cublasStatus_t status);
+const char *cublasLtGetStatusName(cublasStatus_t status);
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *p, cublasComputeType_t compute, cudaDataType_t scale);
 cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t p);
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t p, cublasLtMatmulDescAttributes_t what, const void *value, size_t bytes);
