@@ -30,10 +30,13 @@ static const char help[] =
     "\n"
     "What is random: sizes (odd, even, around powers of two), dtypes, scales of f8 weights and how activations are rounded,\n"
     "views with padding, optional arguments, chains and trees of rows over several sequences, parts of a longer table, idle\n"
-    "rows, contexts around page, chunk and split borders. Worst: largest difference over the largest magnitude of the expected result. "
-    "Rows: each\n"
-    "row alone must give the same bits as in its batch; attention rows also with their past in other pages and slots.\n"
-    "An op without a case, or whose results are all zero, fails. Exit status: 0, 1 (an op failed), 2 (usage, or no device).\n";
+    "rows, contexts around page, chunk and split borders. Worst: largest difference over the largest magnitude of the\n"
+    "expected result. Rows: each row alone must give the same bits as in its batch; attention rows also with their past in\n"
+    "other pages and slots. That is done, and counted, in cases of at most 16 rows: with --rows 17 most ops have none.\n"
+    "An op without a case, or whose results are all zero, fails; so does one with a case that an error ended (\"did not run\n"
+    "to its end\"). Exit status: 0, 1 (an op failed), 2 (usage, or no device).\n";
+
+#define ALONE_ROWS 16 /* cases of more rows are not compared row by row; beyond 64 the cuda backend does not promise the same bits */
 
 typedef struct options {
   const char *device, *isa, *op, *against, *plant;
@@ -126,9 +129,10 @@ static mav_runtime *open_spec(const char *spec) {
 }
 
 typedef struct tally {
-  int64_t cases, row_cases;
+  int64_t cases, row_cases, not_run; /* not_run: ended with an error */
   verdict all, rows;
-  uint64_t failed_seed; /* of the first failure */
+  bool differs;         /* the failure that is kept is a difference: the first one goes before errors */
+  uint64_t failed_seed; /* of the failure that is kept */
   char failure[768];
 } tally;
 
@@ -158,9 +162,10 @@ static void spoil(side *s) {
   }
 }
 
-static void note(tally *t, const plan *p, const char *what) {
+static void note(tally *t, const plan *p, bool differs, const char *what) {
   char text[400];
-  if (t->failure[0]) return;
+  if (t->failure[0] && (t->differs || !differs)) return;
+  t->differs = differs;
   t->failed_seed = p->seed;
   snprintf(t->failure, sizeof t->failure, "seed %llu: %s\n    %s", (unsigned long long)p->seed, what, plan_text(p, text, sizeof text));
 }
@@ -179,7 +184,7 @@ static void run_case(tally *t, const options *o, mav_runtime *reference, mav_run
   side e, a;
   verdict v = {0}, rows = {0};
   plan_make(&p, op, seed, o->rows, NULL);
-  const bool alone = plan_row_count(&p) > 0 && plan_row_count(&p) <= 16; /* bits are promised for groups of at most 16 rows */
+  const bool alone = plan_row_count(&p) > 0 && plan_row_count(&p) <= ALONE_ROWS;
   e = a = (side){0};
   mav_err err = side_bind(&e, reference, &p, NULL);
   if (!err) err = side_call(&e);
@@ -197,16 +202,15 @@ static void run_case(tally *t, const options *o, mav_runtime *reference, mav_run
     if (!err && alone && !strcmp(p.desc->name, "attention")) err = compare_relocated(&rows, &p, &a, 4);
     if (alone && rows.compared) t->row_cases++;
   }
-  if (err) snprintf(v.what, sizeof v.what, "%s: %.200s", mav_runtime_device(at), mav_runtime_diag(at)->text);
-  if (v.what[0])
-    note(t, &p, v.what);
-  else if (rows.what[0])
-    note(t, &p, rows.what);
+  char error[sizeof v.what + 64] = "";
+  if (err) snprintf(error, sizeof error, "did not run to its end: %s: %.200s", mav_runtime_device(at), mav_runtime_diag(at)->text);
+  const char *what = v.what[0] ? v.what : rows.what[0] ? rows.what : error;
+  if (what[0]) note(t, &p, what != error, what);
+  t->not_run += err != MAV_OK;
   if (o->verbose || o->seed >= 0) {
     char text[512];
     printf("  %s seed %llu: %s | worst %.2e, %lld compared, %lld skipped%s%s\n", p.desc->name, (unsigned long long)seed,
-           plan_text(&p, text, sizeof text), v.worst, (long long)v.compared, (long long)v.skipped, v.what[0] || rows.what[0] ? " | " : "",
-           v.what[0] ? v.what : rows.what);
+           plan_text(&p, text, sizeof text), v.worst, (long long)v.compared, (long long)v.skipped, what[0] ? " | " : "", what);
   }
   merge(&t->all, &v);
   merge(&t->rows, &rows);
@@ -233,6 +237,8 @@ static bool run_op(const options *o, mav_runtime *reference, mav_runtime *candid
   const char *why = "";
   if (t.all.what[0] || t.rows.what[0])
     why = "differs";
+  else if (t.not_run)
+    why = "did not run to its end";
   else if (!t.cases || !t.all.compared)
     why = "nothing was compared";
   else if (o->seed < 0 && cases >= 10 && !t.all.nonzero)
@@ -242,10 +248,11 @@ static bool run_op(const options *o, mav_runtime *reference, mav_runtime *candid
   const bool ok = !*why;
   if (o->json) {
     printf(
-        "{\"op\":\"%s\",\"ok\":%s,\"cases\":%lld,\"compared\":%lld,\"skipped\":%lld,\"worst\":%.3g,\"tolerance\":%.3g,\"row_cases\":%lld}"
+        "{\"op\":\"%s\",\"ok\":%s,\"cases\":%lld,\"compared\":%lld,\"skipped\":%lld,\"worst\":%.3g,\"tolerance\":%.3g,\"row_cases\":%lld,"
+        "\"not_run\":%lld}"
         "\n",
         d->name, ok ? "true" : "false", (long long)t.cases, (long long)t.all.compared, (long long)t.all.skipped, t.all.worst,
-        o->exact ? 0 : d->tolerance, (long long)t.row_cases);
+        o->exact ? 0 : d->tolerance, (long long)t.row_cases, (long long)t.not_run);
   } else {
     printf("%-16s %5lld cases %10lld elements  worst %8.2e of %7.1e  rows %5lld  %s%s%s\n", d->name, (long long)t.cases,
            (long long)t.all.compared, t.all.worst, o->exact ? 0 : d->tolerance, (long long)t.row_cases, ok ? "ok" : "FAIL", ok ? "" : ": ",
@@ -278,6 +285,7 @@ int main(int argc, char **argv) {
   if (!o.json)
     printf("checkops: %s %s, %d threads, against %s\n", mav_runtime_device(candidate), mav_runtime_isa(candidate),
            mav_runtime_threads(candidate), o.against);
+  if (!o.json && o.rows > ALONE_ROWS) printf("rows: only cases of at most %d rows compare them alone; most ops have none here\n", ALONE_ROWS);
   int passed = 0, failed = 0;
   for (int op = 0; op < mav_op_count(); op++) {
     if (o.op && strcmp(o.op, mav_op_get(op)->name)) continue;
