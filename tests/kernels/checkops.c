@@ -285,7 +285,7 @@ int main(int argc, char **argv) {
   if (!o.json)
     printf("checkops: %s %s, %d threads, against %s\n", mav_runtime_device(candidate), mav_runtime_isa(candidate),
            mav_runtime_threads(candidate), o.against);
-  if (!o.json && o.rows > ALONE_ROWS) printf("rows: only cases of at most %d rows compare them alone; most ops have none here\n", ALONE_ROWS);
+  if (!o.json && o.rows > ALONE_ROWS) printf("rows: compared alone only in cases of at most %d rows; most ops have none\n", ALONE_ROWS);
   int passed = 0, failed = 0;
   for (int op = 0; op < mav_op_count(); op++) {
     if (o.op && strcmp(o.op, mav_op_get(op)->name)) continue;
