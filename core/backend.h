@@ -13,6 +13,7 @@
 typedef struct mav__node {
   int op;
   void *args;
+  bool apart; /* begins when all work before it is done: it reads a weight that some of it writes, and weights are read early */
 } mav__node;
 
 /* Device memory that the host wants to see when a graph is done, and the pinned memory it goes to. */
@@ -43,6 +44,8 @@ typedef struct mav__backend {
   mav_err (*copy_out)(mav_runtime *rt, void *host, const void *device, size_t bytes); /* waits */
   mav_err (*copy)(mav_runtime *rt, void *to, const void *from, size_t bytes);
   mav_err (*fill)(mav_runtime *rt, void *device, int byte, size_t bytes);
+  /* Of the whole device, whoever uses it; 0 where it does not say. */
+  void (*memory)(mav_runtime *rt, size_t *available, size_t *total);
   /* Waits until all that was given to the device is done. */
   mav_err (*settle)(mav_runtime *rt);
 
@@ -79,7 +82,8 @@ typedef struct mav__host {
 #define MAV__LIBRARY_SYMBOL "mav_backend_library"
 typedef const mav__backend *mav__library(const mav__host *host);
 
-/* core/library.c: finds, opens and checks the library of the backend "cuda". rt gets it; close gives it back. */
+/* core/library.c: finds, opens and checks the library of the backend "cuda". rt gets it; close gives it back. UNSUPPORTED: there is none;
+ * INVALID: it is there, or was named, and is of no use. */
 mav_err mav__library_open(mav_runtime *rt, const mav_runtime_options *options);
 void mav__library_close(mav_runtime *rt);
 

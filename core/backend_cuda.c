@@ -93,9 +93,10 @@ static int launch(mavk_cuda *k, const mavk_cuda_launch *l) {
                                      .dynamicSmemBytes = l->shared_bytes,
                                      .stream = c->stream,
                                      .attrs = &overlap,
-                                     .numAttrs = k->off & MAVK_CUDA_OFF_PDL ? 0 : 1};
+                                     .numAttrs = c->apart || k->off & MAVK_CUDA_OFF_PDL ? 0 : 1};
   void *arguments[] = {(void *)(uintptr_t)l->argument};
   c->noted = CUDA(c->rt, c->op, cudaLaunchKernelExC(&config, l->kernel, arguments));
+  c->apart = false;
   c->kernels++;
   return c->noted ? -1 : 0;
 }
@@ -117,6 +118,7 @@ mav_err mav__cuda_run(mav_runtime *rt, const mav__node *nodes, int64_t count) {
   for (int64_t i = 0; i < count; i++) {
     c->op = rt->host->op_name(nodes[i].op);
     c->noted = MAV_OK;
+    c->apart = c->apart || nodes[i].apart;
     if (!mavk_cuda_table[nodes[i].op](nodes[i].args, &c->k)) continue;
     return c->noted ? c->noted : CUDA_FAIL(rt, DEVICE, c->op, "its kernel could not be launched");
   }
@@ -127,7 +129,7 @@ mav_err mav__cuda_run_dry(mav_runtime *rt, const mav__node *nodes, int64_t count
   cuda *c = mav__cuda(rt);
   c->is_dry = true;
   const mav_err err = mav__cuda_run(rt, nodes, count);
-  c->is_dry = false;
+  c->is_dry = c->apart = false;
   return err;
 }
 
@@ -140,19 +142,22 @@ static int processors(void) {
 }
 
 /* "pdl,graphs": bits of what is switched off. */
-static mav_err read_off(mav_runtime *rt, const char *text, unsigned *off) {
+static mav_err read_off(mav_runtime *rt, const char *option, unsigned *off) {
   static const struct {
     const char *name;
     unsigned bit;
   } names[] = {{"pdl", MAVK_CUDA_OFF_PDL}, {"graphs", MAVK_CUDA_OFF_GRAPHS}, {"prefetch", MAVK_CUDA_OFF_PREFETCH},
                {"spatial", MAVK_CUDA_OFF_SPATIAL}, {"tensor", MAVK_CUDA_OFF_TENSOR}, {"blas", MAVK_CUDA_OFF_BLAS}};
+  const char *text = option ? option : getenv("MAV_CUDA_OFF");
   *off = 0;
-  for (size_t n; text && *text; text += n + (text[n] == ',')) {
-    n = strcspn(text, ",");
+  for (size_t n; text && *text; text += n + (text[n] != 0)) {
+    n = strcspn(text, ", ");
+    if (!n) continue;
     size_t i = 0;
     while (i < sizeof names / sizeof *names && (strlen(names[i].name) != n || strncmp(names[i].name, text, n))) i++;
     if (i == sizeof names / sizeof *names)
-      return CUDA_FAIL(rt, INVALID, OPEN, "off: \"%.*s\" cannot be switched off; pdl, graphs, prefetch, spatial, tensor and blas can", (int)n, text);
+      return CUDA_FAIL(rt, INVALID, OPEN, "%s: \"%.*s\" cannot be switched off; pdl, graphs, prefetch, spatial, tensor and blas can",
+                       option ? "off" : "MAV_CUDA_OFF", (int)n, text);
     *off |= names[i].bit;
   }
   return MAV_OK;
@@ -212,7 +217,7 @@ static mav_err cuda_open(mav_runtime *rt, const mav_runtime_options *options) {
   c->k.launch = launch;
   c->k.fail = fail;
   c->k.gemm = mav__cuda_gemm;
-  MAV_TRY(read_off(rt, options->off ? options->off : getenv("MAV_CUDA_OFF"), &c->k.off));
+  MAV_TRY(read_off(rt, options->off, &c->k.off));
   MAV_TRY(check_device(c));
   rt->isa = c->isa;
   rt->threads = options->threads ? options->threads : processors(); /* that unpack weights */
@@ -296,6 +301,7 @@ static const mav__backend backend = {
     .copy_out = mav__cuda_copy_out,
     .copy = mav__cuda_copy,
     .fill = mav__cuda_fill,
+    .memory = mav__cuda_memory,
     .settle = mav__cuda_settle,
     .graph_new = mav__cuda_graph_new,
     .graph_kernels = mav__cuda_graph_kernels,

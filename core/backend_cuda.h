@@ -35,6 +35,7 @@ typedef struct cuda {
   const char *op; /* that runs, for messages */
   mav_err noted;  /* what launch and fail of k left in the diagnostic */
   int64_t kernels; /* launched or captured so far */
+  bool apart;      /* the next kernel begins when all work before it is done */
   bool is_dry;     /* kernels are not launched: only what must be done before a capture is */
   struct cuda_blas *blas; /* NULL: not asked for yet */
 
@@ -102,6 +103,7 @@ mav_err mav__cuda_copy_in(mav_runtime *rt, void *device, const void *host, size_
 mav_err mav__cuda_copy_out(mav_runtime *rt, void *host, const void *device, size_t bytes);
 mav_err mav__cuda_copy(mav_runtime *rt, void *to, const void *from, size_t bytes);
 mav_err mav__cuda_fill(mav_runtime *rt, void *device, int byte, size_t bytes);
+void mav__cuda_memory(mav_runtime *rt, size_t *available, size_t *total);
 mav_err mav__cuda_settle(mav_runtime *rt);
 
 /* ---- backend_cuda_graph.c ---- */

@@ -92,7 +92,8 @@ static mav_err blas_open(cuda *c) {
   dlclose(library); /* it stays */
   c->blas = b;
   mav_err err;
-  if (missing) MAV_GOTO(CUDA_FAIL(rt, UNSUPPORTED, c->op, "%s has no %s: cuBLAS 13 is needed", path, missing));
+  if (missing) MAV_GOTO(CUDA_FAIL(rt, UNSUPPORTED, c->op, "%s has no %s: cuBLAS 13 is needed (MAV_CUBLASLT names it; MAV_CUDA_OFF=blas does without)", path,
+                                    missing));
   MAV_GOTO(mav__cuda_alloc(rt, WORKSPACE_BYTES, false, &b->workspace));
   MAV_GOTO(BLAS(c, Create, &b->handle));
 done:

@@ -29,6 +29,7 @@ typedef struct graph {
 static mav_err enqueue(mav_runtime *rt, graph *g) {
   cuda *c = mav__cuda(rt);
   const int64_t before = c->kernels;
+  c->apart = true; /* its weights may have been written a moment ago */
   MAV_TRY(mav__cuda_run(rt, g->nodes, g->count));
   g->kernels = c->kernels - before;
   c->op = "graph_launch";
@@ -153,6 +154,7 @@ mav_err mav__cuda_profile(mav_runtime *rt, const mav__node *nodes, int64_t count
   float ms;
   mav_err err = MAV_OK;
   for (int i = 0; i < 2; i++) MAV_GOTO(CUDA(rt, op, cudaEventCreate(&event[i])));
+  c->apart = true;
   for (int64_t i = 0; i < count; i++) {
     MAV_GOTO(CUDA(rt, op, cudaEventRecord(event[0], c->stream)));
     MAV_GOTO(mav__cuda_run(rt, &nodes[i], 1));

@@ -159,6 +159,10 @@ mav_err mav__cuda_fill(mav_runtime *rt, void *device, int byte, size_t bytes) {
   return CUDA(rt, "fill", cudaMemsetAsync(device, byte, bytes, mav__cuda(rt)->stream));
 }
 
+void mav__cuda_memory(mav_runtime *rt, size_t *available, size_t *total) {
+  if (!rt->failed && cudaMemGetInfo(available, total)) *available = *total = 0, cudaGetLastError();
+}
+
 mav_err mav__cuda_settle(mav_runtime *rt) {
   cuda *c = mav__cuda(rt);
   CUDA_TRY(rt, "wait", cudaStreamSynchronize(c->stream));

@@ -8,6 +8,7 @@ mav_err mav__buffer_new(mav__buffer **out, mav_runtime *rt, mav__buffer_kind kin
   *b = (mav__buffer){.refs = 1, .kind = kind, .rt = rt, .bytes = bytes, .on_device = rt->backend->is_device};
   if (kind == MAV__BUFFER_OWNED) {
     mav_err err = mav__device_alloc(rt, bytes, zero, op, &b->data);
+    mav__buffer_note_write(b);
     if (err) {
       mav__free(b);
       return err;

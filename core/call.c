@@ -24,6 +24,7 @@ typedef struct call {
   mav_kv *kv;
   mav__use uses[USES_MAX];
   int use_count;
+  bool apart; /* mav__node */
   _Alignas(16) char blob[ARGS_BYTES_MAX];
 } call;
 
@@ -31,6 +32,14 @@ typedef struct call {
 
 static void use(call *c, const mav_tensor *t, size_t at, bool written) {
   c->uses[c->use_count++] = (mav__use){t->buffer, at, t->offset * (int64_t)mav_dtype_bytes(t->dtype), written};
+}
+
+/* Kernels of a device overlap at their ends, and read weights before those before them are done: not if that work may still write
+ * them. Work of a graph begins after all that was given before. */
+static void note_fresh(call *c, const mav__buffer *b) {
+  if (!b->on_device) return;
+  if (c->rt->capture) c->apart = c->apart || b->kind == MAV__BUFFER_PLANNED || b->written_in == c->rt->captures;
+  else c->apart = c->apart || b->written_at > c->rt->ordered;
 }
 
 static mav_err check_tensor(call *c, const mav_arg_desc *d, const mav_tensor *t) {
@@ -82,7 +91,9 @@ static mav_err fill_weight(call *c, const mav_arg_desc *d, mav_arg *a) {
   if (t->stride[last] != 1 && t->shape[last] > 1) return FAIL(c, INVALID, "%s: the last dimension of a weight must be contiguous", d->name);
   mavk_weight w = {.a = mav__tensor_array(t), .act = (int32_t)t->act, .in_scale = t->in_scale, .layout = (int32_t)t->layout};
   use(c, t, d->offset + offsetof(mavk_weight, a) + offsetof(mavk_array, p), false);
+  note_fresh(c, t->buffer);
   if (t->scale) {
+    note_fresh(c, t->scale->buffer);
     w.scale = mav__tensor_pointer(t->scale);
     memcpy(w.scale_s, t->scale_s, sizeof w.scale_s);
     use(c, t->scale, d->offset + offsetof(mavk_weight, scale), false);
@@ -455,7 +466,9 @@ static void note_known(const mav_tensor *t, int64_t bound) {
 static mav_err run_on_device(call *c) {
   MAV_RT_TRY_ALIVE(c->rt);
   MAV_TRY(mav__mirror_flush(c->rt));
-  MAV_TRY(c->rt->backend->run(c->rt, &(mav__node){c->op, c->blob}, 1));
+  const uint64_t writes = c->rt->writes;
+  MAV_TRY(c->rt->backend->run(c->rt, &(mav__node){c->op, c->blob, c->apart}, 1));
+  if (c->apart) c->rt->ordered = writes;
   for (int i = 0; i < c->use_count; i++)
     if (c->uses[i].written) mav__device_wrote(c->uses[i].buffer, 0);
   if (c->next) mav__device_wrote(c->next->table->buffer, 0);
@@ -469,14 +482,14 @@ static mav_err run_or_record(call *c) {
   mav_graph *g = c->rt->capture;
   if (!g && c->rt->backend->is_device) return run_on_device(c);
   if (!g) {
-    mav__node node = {c->op, c->blob};
+    mav__node node = {c->op, c->blob, false};
     return c->rt->backend->run(c->rt, &node, 1);
   }
   if (c->rows) MAV_TRY(mav__graph_hold_rows(g, c->rows));
   if (c->next) MAV_TRY(mav__graph_hold_rows(g, c->next));
   if (c->kv) MAV_TRY(mav__graph_hold_kv(g, c->kv));
   if (c->next) MAV_TRY(mav__graph_note_written(g, c->next->table->buffer));
-  MAV_TRY(mav__graph_record(g, c->op, c->blob, c->uses, c->use_count));
+  MAV_TRY(mav__graph_record(g, c->op, c->blob, c->apart, c->uses, c->use_count));
   if (c->next) note_rows(c);
   for (int i = 0; i < c->desc->args; i++)
     if (c->args[i].given && (c->desc->arg[i].kind == MAV_ARG_OUT || c->desc->arg[i].kind == MAV_ARG_MUT)) note_write(c, c->args[i].tensor);

@@ -64,7 +64,7 @@ mav_err mav__graph_plan(mav_graph *g, size_t bytes, mav__buffer **out) {
   return err;
 }
 
-mav_err mav__graph_record(mav_graph *g, int op, const void *args, const mav__use *uses, int count) {
+mav_err mav__graph_record(mav_graph *g, int op, const void *args, bool apart, const mav__use *uses, int count) {
   const size_t bytes = mav_op_get(op)->args_bytes;
   const int64_t fixups = g->fixups.count;
   void *copy = mav__alloc(bytes);
@@ -79,7 +79,7 @@ mav_err mav__graph_record(mav_graph *g, int op, const void *args, const mav__use
     g->plans.at[b->plan].last = g->nodes.count;
     MAV_GOTO(PUSH(g, fixups, ((mav__fixup){.node = g->nodes.count, .at = uses[i].at, .buffer = b, .offset = uses[i].offset})));
   }
-  MAV_GOTO(PUSH(g, nodes, ((mav__node){.op = op, .args = copy})));
+  MAV_GOTO(PUSH(g, nodes, ((mav__node){.op = op, .args = copy, .apart = apart})));
   return MAV_OK;
 done:
   g->fixups.count = fixups; /* the capture may go on: the next node is another one */

@@ -76,7 +76,7 @@ bool mav__list_grow(void *list, size_t element);
 /* A result's place in the plan of the open capture. */
 mav_err mav__graph_plan(mav_graph *g, size_t bytes, mav__buffer **out);
 /* Appends a node: copies the argument structure, notes which buffers it uses. */
-mav_err mav__graph_record(mav_graph *g, int op, const void *args, const mav__use *uses, int count);
+mav_err mav__graph_record(mav_graph *g, int op, const void *args, bool apart, const mav__use *uses, int count);
 /* A node writes this buffer, too. */
 mav_err mav__graph_note_written(mav_graph *g, mav__buffer *b);
 mav_err mav__graph_hold_rows(mav_graph *g, mav_rows *rows);

@@ -43,6 +43,7 @@ static bool find(char *out) {
 mav_err mav__library_open(mav_runtime *rt, const mav_runtime_options *options) {
   char found[PATH_BYTES];
   const char *path = options->library ? options->library : getenv("MAV_CUDA_LIBRARY");
+  const char *named = options->library || !path || !*path ? "" : " (MAV_CUDA_LIBRARY)";
   if (!path || !*path) {
     if (!find(found))
       return MAV_RT_FAIL(rt, UNSUPPORTED, OP, "device \"cuda\" needs " NAME ", which is not beside this program; build it (nvcc is "
@@ -52,14 +53,14 @@ mav_err mav__library_open(mav_runtime *rt, const mav_runtime_options *options) {
   rt->library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
   if (!rt->library) {
     const char *why = dlerror();
-    return MAV_RT_FAIL(rt, UNSUPPORTED, OP, "device \"cuda\": %s", why ? why : path);
+    return MAV_RT_FAIL(rt, INVALID, OP, "device \"cuda\": %s%s", why ? why : path, named);
   }
   mav__library *get;
   *(void **)&get = dlsym(rt->library, MAV__LIBRARY_SYMBOL);
-  if (!get) return MAV_RT_FAIL(rt, UNSUPPORTED, OP, "%s is no backend of Mav", mav__path_short(path));
+  if (!get) return MAV_RT_FAIL(rt, INVALID, OP, "%s is no backend of Mav%s", mav__path_short(path), named);
   rt->host = &host;
   rt->backend = get(&host);
-  if (!rt->backend) return MAV_RT_FAIL(rt, UNSUPPORTED, OP, "%s was built from another source than this program", mav__path_short(path));
+  if (!rt->backend) return MAV_RT_FAIL(rt, INVALID, OP, "%s was built from another source than this program", mav__path_short(path));
   return MAV_OK;
 }
 

@@ -95,6 +95,11 @@ MAV_API const mav_diag *mav_runtime_diag(const mav_runtime *rt); /* of the last 
 MAV_API const char *mav_runtime_device(const mav_runtime *rt);   /* "ref", "cpu", "cuda" */
 MAV_API const char *mav_runtime_isa(const mav_runtime *rt);      /* "c", "avx2", "avx512", "sm_90" */
 MAV_API int mav_runtime_threads(const mav_runtime *rt);
+/* Device "auto" chose the processor: why; NULL where it did not, or had no choice. Valid as long as rt. */
+MAV_API const char *mav_runtime_fallback(const mav_runtime *rt);
+/* Waits until the device has done all that it was given (ops that run at once are only on their way). Nothing on a host. Errors: DEVICE;
+ * STATE while a capture is open. */
+MAV_API mav_err mav_runtime_wait(mav_runtime *rt);
 MAV_API void mav_runtime_memory(const mav_runtime *rt, mav_memory_stats *out);
 MAV_API int64_t mav_now_ns(void); /* monotonic clock */
 /* Bytes read from memory per second, in GB/s: every thread of the team sums a buffer of `bytes` (256 MiB or more leaves
@@ -145,7 +150,8 @@ MAV_API mav_err mav_tensor_reshape(mav_tensor **out, mav_tensor *t, int dims, co
 MAV_API mav_err mav_tensor_transpose(mav_tensor **out, mav_tensor *t, int dim_a, int dim_b);
 MAV_API mav_err mav_tensor_select(mav_tensor **out, mav_tensor *t, int dim, int64_t index); /* drops the dimension */
 
-/* Copies src into dst, converting dtypes (as op `cast` does) and following both sides' strides. Not while capturing. */
+/* Copies src into dst, converting dtypes (as op `cast` does) and following both sides' strides. Not while capturing. Between two
+ * runtimes bytes are copied, through the host: both contiguous, of one dtype. */
 MAV_API mav_err mav_tensor_copy_into(mav_tensor *dst, mav_tensor *src);
 /* Raw bytes of a contiguous tensor. */
 MAV_API mav_err mav_tensor_read(mav_tensor *t, void *dst, size_t bytes);

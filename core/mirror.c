@@ -77,7 +77,7 @@ void *mav__mirror_write(mav__buffer *b, size_t at, size_t bytes) {
     b->next_dirty = b->rt->dirty;
     b->rt->dirty = b;
   }
-  b->version++;
+  mav__buffer_note_write(b);
   return p;
 }
 
@@ -87,7 +87,7 @@ void *mav__host_replace(mav__buffer *b) {
 }
 
 void mav__device_wrote(mav__buffer *b, uint64_t ticket) {
-  b->version++;
+  mav__buffer_note_write(b);
   if (!b->host) return;
   if (ticket) b->ticket = ticket;
   b->stale = !ticket;
@@ -107,7 +107,7 @@ mav_err mav__buffer_put(mav__buffer *b, size_t at, const void *src, size_t bytes
   MAV_RT_TRY_ALIVE(rt);
   if (!bytes) return MAV_OK;
   if (b->on_device && !b->host) {
-    b->version++;
+    mav__buffer_note_write(b);
     return rt->backend->copy_in(rt, (char *)b->data + at, src, bytes);
   }
   memcpy((char *)(bytes == b->bytes ? mav__host_replace(b) : mav__host_write(b, at, bytes)) + at, src, bytes);

@@ -2,6 +2,7 @@
  * Owns the backend's state. Freed when the last object made from it is released. */
 #include "runtime.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -41,8 +42,15 @@ mav_err mav_runtime_new(mav_runtime **out, const mav_runtime_options *options, m
   if (options->threads < 0 || options->threads > 256)
     return MAV_FAIL(diag, RANGE, "runtime_new", "threads = %d; expected 0 (all processors) to 256", options->threads);
   if (options->device && strcmp(options->device, "auto")) return open_device(out, options->device, options, diag);
-  if (!options->isa && open_device(out, "cuda", options, NULL) == MAV_OK) return MAV_OK; /* isa: somebody means the cpu */
-  return open_device(out, "cpu", options, diag);
+  mav_diag why = {0};
+  if (!options->isa) { /* isa: somebody means the cpu */
+    const mav_err err = open_device(out, "cuda", options, &why);
+    if (err && err != MAV_ERR_UNSUPPORTED && diag) *diag = why;
+    if (err != MAV_ERR_UNSUPPORTED) return err; /* there is a device, and something is wrong with it, or with what was said of it */
+  }
+  MAV_TRY(open_device(out, "cpu", options, diag));
+  (*out)->fallback = why;
+  return MAV_OK;
 }
 
 mav_runtime *mav_runtime_retain(mav_runtime *rt) {
@@ -66,6 +74,14 @@ const mav_diag *mav_runtime_diag(const mav_runtime *rt) { return &rt->diag; }
 const char *mav_runtime_device(const mav_runtime *rt) { return rt->backend->name; }
 const char *mav_runtime_isa(const mav_runtime *rt) { return rt->isa; }
 int mav_runtime_threads(const mav_runtime *rt) { return rt->threads; }
+const char *mav_runtime_fallback(const mav_runtime *rt) { return rt->fallback.text[0] ? rt->fallback.text : NULL; }
+
+mav_err mav_runtime_wait(mav_runtime *rt) {
+  if (!rt->backend->is_device) return MAV_OK;
+  if (rt->capture) return MAV_RT_FAIL(rt, STATE, "runtime_wait", "a capture is open on this runtime");
+  MAV_RT_TRY_ALIVE(rt);
+  return rt->backend->settle(rt);
+}
 
 void mav_runtime_memory(const mav_runtime *rt, mav_memory_stats *out) {
   *out = (mav_memory_stats){.host_bytes_live = mav__mem_live(),
@@ -92,9 +108,14 @@ mav_err mav__device_alloc(mav_runtime *rt, size_t bytes, bool zero, const char *
   MAV_RT_TRY_ALIVE(rt);
   if (bytes == 0) return MAV_OK;
   const mav_err err = rt->backend->alloc(rt, bytes, zero, out);
-  if (err == MAV_ERR_NOMEM)
-    return MAV_RT_FAIL(rt, NOMEM, op, "out of memory on %s: %.1f MiB asked for, %.1f MiB in use", rt->backend->name, (double)bytes / 1048576,
-                       (double)rt->device_live / 1048576);
+  if (err == MAV_ERR_NOMEM) {
+    char device[96] = "";
+    size_t available = 0, total = 0;
+    if (rt->backend->memory) rt->backend->memory(rt, &available, &total);
+    if (total) snprintf(device, sizeof device, "; of the device's %.1f MiB %.1f are free", (double)total / 1048576, (double)available / 1048576);
+    return MAV_RT_FAIL(rt, NOMEM, op, "out of memory on %s: %.1f MiB asked for, %.1f MiB in use here%s", rt->backend->name,
+                       (double)bytes / 1048576, (double)rt->device_live / 1048576, device);
+  }
   MAV_TRY(err);
   rt->device_live += (int64_t)bytes;
   if (rt->device_live > rt->device_max) rt->device_max = rt->device_live;

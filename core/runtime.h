@@ -15,6 +15,7 @@ struct mav_runtime {
   const mav__host *host; /* of such a backend */
   bool failed;   /* the device is lost: every later call returns `failure` */
   mav_diag failure;
+  mav_diag fallback; /* why "auto" came to the processor; no text: it did not */
   const char *isa;
   int threads;
   mav_graph *capture; /* open capture, or NULL; borrowed */
@@ -23,6 +24,7 @@ struct mav_runtime {
   void *arena; /* planned memory of all graphs; its contents are dead between launches */
   size_t arena_bytes;
   struct mav__buffer *dirty; /* of a device: buffers that the host wrote; mirror.c */
+  uint64_t writes, ordered;  /* of a device: writes of buffers so far; those that are done before any work to come begins: call.c */
   uint32_t arena_version; /* changes when the arena moves: graphs then patch their pointers */
 };
 

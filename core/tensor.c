@@ -275,6 +275,7 @@ mav_err mav_tensor_set_scale(mav_tensor *t, mav_tensor *scale, mav_act act, floa
   mav_runtime *rt = t->buffer->rt;
   char text[96];
   if (t->dims < 2) return MAV_RT_FAIL(rt, SHAPE, "tensor_set_scale", "only weights (N, D) and (E, N, D) have a scale");
+  if (scale->buffer->rt != rt) return MAV_RT_FAIL(rt, INVALID, "tensor_set_scale", "the scale belongs to another runtime");
   if (scale->dtype != MAV_DTYPE_F32 || scale->dims > 2)
     return MAV_RT_FAIL(rt, DTYPE, "tensor_set_scale", "a scale is f32 with at most 2 dimensions");
   int64_t n = t->shape[t->dims - 2], e = t->dims == 3 ? t->shape[0] : 1;

@@ -101,19 +101,37 @@ mav_err mav_tensor_set(mav_tensor *t, int64_t index, double value) {
   return mav__buffer_put(t->buffer, at, &x, mav_dtype_bytes(t->dtype));
 }
 
+/* Through the host: bytes, as the kernels of neither side reach the other's memory. */
+static mav_err copy_across(mav_tensor *dst, mav_tensor *src) {
+  mav_runtime *rt = dst->buffer->rt;
+  if (dst->dtype != src->dtype || !mav_tensor_is_contiguous(dst) || !mav_tensor_is_contiguous(src))
+    return MAV_RT_FAIL(rt, INVALID, "tensor_copy_into", "src belongs to another runtime: between two, contiguous tensors of one dtype are copied; "
+                       "cast it there first");
+  const size_t bytes = (size_t)mav_tensor_count(src) * mav_dtype_bytes(src->dtype);
+  void *p = mav__alloc(bytes + 1);
+  if (!p) return MAV_RT_NOMEM(rt, "tensor_copy_into");
+  mav_err err = mav_tensor_read(src, p, bytes);
+  if (err) rt->diag = src->buffer->rt->diag;
+  else err = mav_tensor_write(dst, p, bytes);
+  mav__free(p);
+  return err;
+}
+
 mav_err mav_tensor_copy_into(mav_tensor *dst, mav_tensor *src) {
   mav_runtime *rt = dst->buffer->rt;
   char a[96], b[96];
   MAV_TRY(writable(dst, "tensor_copy_into"));
-  MAV_TRY(mav__tensor_readable(src, "tensor_copy_into"));
+  const mav_err unreadable = mav__tensor_readable(src, "tensor_copy_into");
+  if (unreadable) return rt->diag = src->buffer->rt->diag, unreadable;
   if (rt->capture) return MAV_RT_FAIL(rt, STATE, "tensor_copy_into", "not while a capture is open; use op cast");
   if (dst->dims != src->dims || memcmp(dst->shape, src->shape, sizeof(int64_t) * (size_t)dst->dims))
     return MAV_RT_FAIL(rt, SHAPE, "tensor_copy_into", "%s into %s", mav__shape_text(a, sizeof a, src->dims, src->shape),
                        mav__shape_text(b, sizeof b, dst->dims, dst->shape));
   MAV_RT_TRY_ALIVE(rt);
+  if (src->buffer->rt != rt) return copy_across(dst, src);
   mavk_args_cast args = {.x = mav__tensor_array(src), .dtype = (int32_t)dst->dtype, .y = mav__tensor_array(dst)};
   MAV_TRY(mav__mirror_flush(rt));
-  MAV_TRY(rt->backend->run(rt, &(mav__node){MAVK_OP_cast, &args}, 1));
+  MAV_TRY(rt->backend->run(rt, &(mav__node){.op = MAVK_OP_cast, .args = &args}, 1));
   mav__device_wrote(dst->buffer, 0);
   return MAV_OK;
 }

@@ -29,6 +29,7 @@ mav_err mav_tensor_shuffle(mav_tensor **out, mav_tensor *t) {
   MAV_TRY(mav__buffer_new(&b, rt, MAV__BUFFER_OWNED, bytes, false, OP));
   mav_err err = mav__mirror_flush(rt);
   if (!err) err = rt->backend->shuffle(rt, b->data, mav__tensor_pointer(t), (int64_t)bytes / d, d, false);
+  mav__device_wrote(b, 0);
   if (!err) err = mav__tensor_on(&y, b, t->dtype, t->dims, t->shape);
   b->read_only = true;
   mav__buffer_release(b);

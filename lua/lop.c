@@ -113,6 +113,9 @@ static int run(lua_State *L, call *c) {
   }
   if (!rt) rt = lmav_push_runtime(L, 0);
   lmav_state *state = lmav_get_state(L);
+  if (state->capture && rt != state->capture_rt)
+    return luaL_error(L, "%s: its arguments belong to another runtime (%s) than the capture (%s), which would not record it; name it with runtime = in mav.graph",
+                      d->name, mav_runtime_device(rt), mav_runtime_device(state->capture_rt));
   lmav_drain(state);
   for (int i = 0; i < d->args; i++) /* numbers, as tensors without dimensions */
     if (takes_numbers(&d->arg[i]) && c->args[i].given && !c->args[i].tensor) {

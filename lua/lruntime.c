@@ -9,13 +9,14 @@
 ---@field device string "ref", "cpu" or "cuda"
 ---@field isa string "c", "avx2", "avx512", "sm_90", ...
 ---@field threads integer
+---@field fallback string? why device "auto" chose the processor
 local Runtime = {}
 */
 
 static const char *const runtime_keys[] = {"device", "threads", "isa", "library", "off", NULL};
 
 /*lua
----A new runtime. "auto", the default: cuda where it works, else cpu. library: path of the cuda backend (MAV_CUDA_LIBRARY, else beside
+---A new runtime. "auto", the default: cuda where there is a device, its driver and the library, else cpu (`fallback` says why). library: path of the cuda backend (MAV_CUDA_LIBRARY, else beside
 ---this program). off: what cuda should not use, of "pdl,graphs,prefetch,spatial,tensor,blas" (MAV_CUDA_OFF).
 ---@param options? {device?: "auto"|"cuda"|"cpu"|"ref", threads?: integer, isa?: "avx2"|"avx512", library?: string, off?: string}
 ---@return mav.Runtime? runtime
@@ -133,6 +134,19 @@ static int runtime_bandwidth(lua_State *L) {
 }
 
 /*lua
+---Waits until the device has done all that it was given: to time ops that run at once, which on a device are only on their way when they
+---return. Nothing on a host.
+---@return mav.Runtime self
+function Runtime:wait() end
+*/
+static int runtime_wait(lua_State *L) {
+  lmav_object *u = lmav_check(L, 1, LMAV_RUNTIME);
+  if (mav_runtime_wait(u->p)) return lmav_raise(L, mav_runtime_diag(u->p));
+  lua_settop(L, 1);
+  return 1;
+}
+
+/*lua
 ---Gives this reference up. The device is freed with the last object made from it.
 function Runtime:close() end
 */
@@ -144,6 +158,9 @@ static int runtime_index(lua_State *L) {
   switch (key[0]) {
     case 'd':
       if (!strcmp(key, "device")) return lua_pushstring(L, mav_runtime_device(u->p)), 1;
+      break;
+    case 'f':
+      if (!strcmp(key, "fallback")) return lua_pushstring(L, mav_runtime_fallback(u->p)), 1;
       break;
     case 'i':
       if (!strcmp(key, "isa")) return lua_pushstring(L, mav_runtime_isa(u->p)), 1;
@@ -167,7 +184,7 @@ static int runtime_tostring(lua_State *L) {
 }
 
 void lmav_open_runtime(lua_State *L) {
-  static const luaL_Reg methods[] = {{"memory", runtime_memory}, {"bandwidth", runtime_bandwidth}, {NULL, NULL}};
+  static const luaL_Reg methods[] = {{"memory", runtime_memory}, {"bandwidth", runtime_bandwidth}, {"wait", runtime_wait}, {NULL, NULL}};
   static const luaL_Reg meta[] = {{"__tostring", runtime_tostring}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"runtime", runtime_new}, {"default_runtime", default_runtime}, {NULL, NULL}};
   lmav_new_metatable(L, LMAV_RUNTIME, methods, meta, runtime_index);

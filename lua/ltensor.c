@@ -534,7 +534,8 @@ static int tensor_to(lua_State *L) {
 }
 
 /*lua
----Copies src into this tensor, converting dtypes and following both sides' strides. Not in a capture.
+---Copies src into this tensor, converting dtypes and following both sides' strides. Not in a capture. src may
+---belong to another runtime, if both are contiguous and of one dtype: then the bytes go through the host.
 ---@param src mav.Tensor
 ---@return mav.Tensor self
 function Tensor:copy_from(src) end

@@ -94,7 +94,7 @@ function Chat:command(line)
   elseif name == "save" then
     self:save(rest)
   elseif name == "stats" then
-    io.stderr:write(tostring(self.session.stats), "\n")
+    io.stderr:write(cli.device_line(self.model.runtime), "\n", tostring(self.session.stats), "\n")
   else
     if name ~= "help" then io.stderr:write(("unknown command '/%s'\n"):format(name)) end
     io.stderr:write(HELP)

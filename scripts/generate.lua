@@ -84,7 +84,7 @@ local function run(arg)
       logprobs = args.logprobs and mav.json.array(logprobs) or nil }, "\n")
   else
     io.write("\n"):flush()
-    if not args.quiet then io.stderr:write(tostring(s.stats), "\n") end
+    if not args.quiet then io.stderr:write(cli.device_line(model.runtime), "\n", tostring(s.stats), "\n") end
     if checked then io.stderr:write(check.text(model, checked), "\n") end
   end
   return checked and checked.token and check.is_promised(checked) and 1 or 0

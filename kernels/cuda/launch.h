@@ -9,7 +9,8 @@
  * Rules for kernels, which the emulator (tests/simt) checks:
  *   1. One argument: a structure, by value, at most 4 KB.
  *   2. Every thread calls pdl_wait() (ptx.h) before it touches anything but weights, and nothing is written before it; weights may
- *      be loaded or prefetched earlier. Every block calls pdl_launch() as early as its resources allow.
+ *      be loaded or prefetched earlier, as the backend does not let a kernel overlap work that writes one (mav__node.apart). Every block
+ *      calls pdl_launch() as early as its resources allow.
  *   3. Shared memory is dynamic only, declared by MAVK_SHARED.
  *   4. A row's result does not depend, bit for bit, on the number of rows, on its neighbours or on where its keys lie; but for products,
  *      whose sums beyond GEMM_ROWS rows are a library's (gemm.h).

@@ -44,9 +44,10 @@ mav.errors = {}
 ---@field device string "ref", "cpu" or "cuda"
 ---@field isa string "c", "avx2", "avx512", "sm_90", ...
 ---@field threads integer
+---@field fallback string? why device "auto" chose the processor
 local Runtime = {}
 
----A new runtime. "auto", the default: cuda where it works, else cpu. library: path of the cuda backend (MAV_CUDA_LIBRARY, else beside
+---A new runtime. "auto", the default: cuda where there is a device, its driver and the library, else cpu (`fallback` says why). library: path of the cuda backend (MAV_CUDA_LIBRARY, else beside
 ---this program). off: what cuda should not use, of "pdl,graphs,prefetch,spatial,tensor,blas" (MAV_CUDA_OFF).
 ---@param options? {device?: "auto"|"cuda"|"cpu"|"ref", threads?: integer, isa?: "avx2"|"avx512", library?: string, off?: string}
 ---@return mav.Runtime? runtime
@@ -69,6 +70,11 @@ function Runtime:memory() end
 ---@return number? gb_per_s
 ---@return mav.Error? err
 function Runtime:bandwidth(options) end
+
+---Waits until the device has done all that it was given: to time ops that run at once, which on a device are only on their way when they
+---return. Nothing on a host.
+---@return mav.Runtime self
+function Runtime:wait() end
 
 ---Gives this reference up. The device is freed with the last object made from it.
 function Runtime:close() end
@@ -162,7 +168,8 @@ function Tensor:contiguous() end
 ---@return mav.Tensor
 function Tensor:to(dtype) end
 
----Copies src into this tensor, converting dtypes and following both sides' strides. Not in a capture.
+---Copies src into this tensor, converting dtypes and following both sides' strides. Not in a capture. src may
+---belong to another runtime, if both are contiguous and of one dtype: then the bytes go through the host.
 ---@param src mav.Tensor
 ---@return mav.Tensor self
 function Tensor:copy_from(src) end

@@ -149,6 +149,12 @@ function cli.model_dir(args)
   return args.model or cli.default_model() or cli.fail("no --model given, and no %s here", DEFAULT_MODEL)
 end
 
+--- "cpu avx2, 2 threads", and why it is not a GPU where there seems to be one.
+function cli.device_line(rt)
+  local why = rt.fallback and not rt.fallback:find("not beside this program", 1, true) and (" (not cuda: %s)"):format(rt.fallback) or ""
+  return ("device: %s %s, %d threads%s"):format(rt.device, rt.isa, rt.threads, why)
+end
+
 function cli.runtime(args) return mav.runtime { device = args.device, threads = args.threads } end
 
 local PROGRESS_AFTER, PROGRESS_EVERY = 2, 0.2 -- seconds

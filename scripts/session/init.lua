@@ -251,6 +251,7 @@ function Session:prefill()
       self:run_rows(#seq + 1, count)
       assert(seq:commit(count))
     end
+    self.model.runtime:wait() -- what ran at once is only on its way
     self.times:prompt(target - before, mav.now() - start)
   end
   self.settled = target

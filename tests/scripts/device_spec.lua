@@ -113,6 +113,64 @@ if device then
     end)
   end)
 
+  describe("what was written a moment ago on " .. device, function()
+    local op, rt, x = mav.op, nil, nil
+    setup(function()
+      rt = assert(mav.runtime { device = device })
+      x = mav.tensor(1, { shape = { 2, 64 }, runtime = rt })
+    end)
+
+    --- Kernels overlap, and ask for weights before those before them are done.
+    it("is there when it is a weight", function()
+      local function ones() return mav.tensor(1, { shape = { 32, 64 }, runtime = rt }) end
+      local function f8()
+        local w = ones():to "f8"
+        w:set_scale(mav.tensor(0.5, { runtime = rt }) * 1)
+        return w
+      end
+      local old, bf16, src = f8(), ones():to "bf16", ones()
+      local replayed = mav.graph({ rows = 1, runtime = rt }, function() return op.matmul { x = x, w = bf16 } end)
+      local cases = {
+        { 32, function() return f8():shuffle() end },
+        { 32, function() return old:shuffle() end },
+        { 64, function() return ones():quantize():shuffle() end },
+        { 64, function() return ones():to "bf16" end },
+        { 128, function() return ones() + 1 end },
+        { 128, function() return mav.zeros({ 32, 64, dtype = "bf16", runtime = rt }):copy_from(mav.tensor(2, { shape = { 32, 64 }, runtime = rt })) end },
+      }
+      for round = 1, 8 do
+        for i, case in ipairs(cases) do
+          local w = case[2]()
+          assert.equal(case[1], op.matmul({ x = x, w = w }):get(1, 1), "case " .. i)
+        end
+        local g = mav.graph({ rows = 1, runtime = rt }, function() return op.matmul { x = x, w = (src + 1):to "bf16" } end)
+        assert.equal(128, g:launch():wait()[1]:get(1, 1))
+        bf16:copy_from(mav.tensor(round, { shape = { 32, 64 }, runtime = rt }))
+        assert.equal(64 * round, replayed:launch():wait()[1]:get(1, 1))
+      end
+    end)
+
+    it("crosses to another runtime, and is not taken for its own", function()
+      local cpu = assert(mav.runtime { device = "cpu", threads = 1 })
+      local there = mav.zeros { 2, 64, runtime = cpu }
+      there:copy_from(x + 1)
+      assert.equal(2, there:get(2, 64))
+      local back = mav.zeros { 2, 64, runtime = rt }
+      back:copy_from(there)
+      assert.equal(3, (back + 1):get(1, 1))
+      local function fails(what, f)
+        local ok, err = pcall(f)
+        assert.is_false(ok)
+        assert.is_truthy(tostring(err):find(what, 1, true), tostring(err))
+      end
+      fails("another runtime", function() there:copy_from(x:to "bf16") end)
+      fails("another runtime", function() x:to("f8"):set_scale(mav.tensor(1, { runtime = cpu })) end)
+      fails("another runtime", function() mav.graph({ rows = 1, runtime = cpu }, function() return x + 1 end) end)
+      fails("shuffled", function() there:copy_from(mav.zeros({ 16, 64, dtype = "f8", runtime = rt }):shuffle()) end)
+      assert.equal(2, (x + 1):get(1, 1))
+    end)
+  end)
+
   describe("memory of " .. device, function()
     it("is given back, and garbage does not fill it", function()
       local rt = assert(mav.runtime { device = device })
