@@ -3,13 +3,14 @@
 local mav = require "mav"
 local op = mav.op
 
--- A device that is not there is nil and an error, which says what is missing. "auto": cuda where it works, else cpu.
+-- A device that is not there is nil and an error, which says what is missing. "auto" takes a GPU where there is one, else the processor,
+-- and `fallback` says why.
 local device, err = mav.runtime { device = arg and arg[1] or "auto" }
 if not device then
   print(err)
   os.exit(1)
 end
-print(device)
+print(device, device.fallback or "")
 
 -- Constructors take the runtime by name, or use the default one of this Lua state; it is made (device "auto") when first asked for.
 local cpu = assert(mav.runtime { device = "cpu", threads = 1 })
@@ -18,7 +19,7 @@ mav.default_runtime(device)
 local here = mav.tensor { 10, 20, 30 }
 print(here, there)
 
--- An op takes tensors of one runtime. copy_from crosses.
+-- An op takes tensors of one runtime. copy_from crosses, between contiguous tensors of one dtype.
 assert(not pcall(function() return here + there end))
 assert((here + mav.zeros({ 3 }):copy_from(there)):get(3) == 33)
 
@@ -35,7 +36,7 @@ local x = mav.tensor(1, { shape = { 2, D } })
 local y, plain = op.matmul { x = x, w = fast }, op.matmul { x = x, w = w }
 for i = 1, N do assert(math.abs(y:get(1, i) - plain:get(1, i)) < 1e-4) end
 
--- Ops may return before the device is done; reading a value waits. A graph is made for the runtime of its rows.
+-- Ops may return before the device is done; reading a value waits. A graph belongs to one runtime: the default one, or that of runtime =.
 local step = mav.graph({ rows = 1, runtime = device }, function(_) return op.matmul { x = x, w = fast } end)
 step:launch():wait()
 assert(step[1]:get(2, N) == y:get(2, N))
