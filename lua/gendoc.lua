@@ -5,9 +5,11 @@
 --   mav lua/gendoc.lua --check   fails when one is stale (a test does)
 local mav = require "mav"
 
-local sources = { "lmav", "lerr", "lruntime", "ltensor", "lop", "lrows", "lgraph", "lspec", "lkv", "lweights", "lpack", "lgguf", "ltokenizer", "lcomm", "ljson" }
+local sources = { "lmav", "lerr", "lruntime", "ltensor", "lop", "lrows", "lgraph", "lspec", "lkv", "lweights",
+  "lpack", "lgguf", "ltokenizer", "lcomm", "ljson" }
 
-local types = { number = "number", integer = "integer", rows = "mav.Rows", rows_out = "mav.Rows", kv = "mav.Layer", comm = "mav.Comm", dtype = "mav.Dtype" }
+local types = { number = "number", integer = "integer", rows = "mav.Rows", rows_out = "mav.Rows", kv = "mav.Layer",
+  comm = "mav.Comm", dtype = "mav.Dtype" }
 
 local function read(path)
   local file = io.open(path, "rb")

@@ -29,8 +29,8 @@ if device then
     it("says what plain decoding says", function()
       assert.equal(device, model.runtime.device)
       S.same(expected, S.text(model:session {}, prompt, TOKENS), "plain")
-      for _, case in ipairs { { "suffix", S.chains[3] }, { "self=2", S.trees[1] }, { "eagle3=" .. support.model_dir "eagle3_full", S.chains[3] },
-        { "suffix,eagle3=" .. support.model_dir "eagle3_d2t", S.chains[2] } } do
+      for _, case in ipairs { { "suffix", S.chains[3] }, { "self=2", S.trees[1] },
+        { "eagle3=" .. support.model_dir "eagle3_full", S.chains[3] }, { "suffix,eagle3=" .. support.model_dir "eagle3_d2t", S.chains[2] } } do
         local s <close> = model:session { strategy = S.strategy(S.drafter(model, case[1]), case[2]) }
         S.same(expected, S.text(s, prompt, TOKENS), "%s, %s", case[1], S.shape_text(case[2]))
       end
@@ -106,7 +106,8 @@ if device then
         end } }]]):format(layout))
         file:close()
         local out = dir.path .. "/" .. layout
-        local ok = os.execute(("%s weights convert %s %s --recipe %s >/dev/null 2>&1"):format(program, support.model_dir "top2", out, recipe))
+        local ok = os.execute(("%s weights convert %s %s --recipe %s >/dev/null 2>&1"):format(program, support.model_dir "top2", out,
+          recipe))
         assert.is_true(ok == true, layout)
         same(out, nil, "pack of " .. layout)
       end
@@ -136,7 +137,10 @@ if device then
         { 64, function() return ones():quantize():shuffle() end },
         { 64, function() return ones():to "bf16" end },
         { 128, function() return ones() + 1 end },
-        { 128, function() return mav.zeros({ 32, 64, dtype = "bf16", runtime = rt }):copy_from(mav.tensor(2, { shape = { 32, 64 }, runtime = rt })) end },
+        { 128, function()
+          local w = mav.zeros { 32, 64, dtype = "bf16", runtime = rt }
+          return w:copy_from(mav.tensor(2, { shape = { 32, 64 }, runtime = rt }))
+        end },
       }
       for round = 1, 8 do
         for i, case in ipairs(cases) do
@@ -177,7 +181,7 @@ if device then
       for _ = 1, 40 do mav.zeros { 4 << 20, runtime = rt } end
       collectgarbage()
       assert.equal(0, rt:memory().device_bytes_live)
-      local kept = {}
+      local kept = {} -- luacheck: ignore
       local ok, err = pcall(function()
         for i = 1, 1 << 20 do kept[i] = mav.zeros { 64 << 20, dtype = "u8", runtime = rt } end
       end)
