@@ -5,11 +5,31 @@
 --- rows     the captured graph of n rows, as when verifying n - 1 drafts: launches only, median
 --- prompt   prefill of 512 tokens
 ---
---- --shape measures a model's shape instead, with random weights: bench/layers.lua, and with --ablate bench/ablate.lua.
+--- --shape measures a model's shape instead, with random weights: bench/layers.lua, and with --ablate bench/ablate.lua. Where some of
+--- that fails, the rest is measured, printed and saved, what failed with its reason; the exit status is 1.
 local cli = require "mav.cli"
 local mav = require "mav"
 local chain = require "mav.sample.chain"
+local profile = require "mav.bench.profile"
 local shape = require "mav.bench.shape"
+
+local DESCRIPTION = [[
+Measures decoding, verification of several rows and prompt processing; or steps of a shape, with random weights.
+
+Columns, of a shape:
+  us a step         median time of a step of so many rows
+  us ends           of that: embedding, head and choice of a token, measured alone
+  us a layer        the rest, by layers: (us a step - us ends) / layers
+  kernels a layer   kernels that are started, those of the ends left out too
+  experts a layer   different experts that the rows hit; mean of the layers that have experts
+  MB a step         bytes that must be read: weights once, of experts those that are hit, and the cache
+  GB/s, share       MB a step / us a step; and its share of the memory's GB/s, measured first by reading alone
+  costs             of --ablate: how much longer a step is without it; below 0%, it is shorter
+Of a model:
+  of one row        time of a step over that of a step of one row
+  Lua               of a step, what the scripts take
+Of --profile:
+  share             of the sum of all ops; they run one by one, and so take longer than in a step]]
 
 local EXAMPLE = [[
 mav bench --model DIR --dtype fp8 --threads 2
@@ -28,32 +48,36 @@ local function row_counts(text)
   local list = {}
   for word in (text .. ","):gmatch "([^,]*)," do
     local n = math.tointeger(tonumber(word))
-    if not n or n < 1 or n > SHAPE_ROWS_MAX then return nil, ("'%s': numbers from 1 to %d, separated by commas, are allowed"):format(text, SHAPE_ROWS_MAX) end
+    if not n or n < 1 or n > SHAPE_ROWS_MAX then
+      return nil, ("'%s': numbers from 1 to %d, separated by commas, are allowed"):format(text, SHAPE_ROWS_MAX)
+    end
     list[#list + 1] = n
   end
   return list
 end
 
 local function options()
-  local p = cli.parser("bench", "Measures decoding, verification of several rows and prompt processing.", EXAMPLE)
+  local p = cli.parser("bench", DESCRIPTION, EXAMPLE)
   cli.model_options(p)
   p:option("--context", ("tokens in the cache before the first step (default: %d; of shapes %d)"):format(CONTEXT, SHAPE_CONTEXT))
     :argname("N"):convert(cli.integer(1, 1 << 20))
   p:option("--seconds", "time for each measurement"):argname("S"):convert(cli.number):default("2")
   p:option("--seed", "of the random tokens"):argname("N"):convert(cli.integer(0)):default("1")
   cli.kv_option(p)
-  p:flag("--profile", "time of each op in a step of one row")
+  p:flag("--profile", "time of each op: in a step of one row; of shapes, in the step of each of --rows")
   p:flag("--json", "print one object")
-  p:option("--save", "write that object to a file too"):argname("FILE")
-  p:option("--shape", "random weights of this shape instead of a model: " .. table.concat(shape.names, ", ")):argname("NAME")
+  p:option("--save", "write the object of --json to a file too"):argname("FILE")
+  p:option("--shape", ("random weights of this shape instead of a model: %s; --dtype and --kv are fp8 then (default)"):format(
+    table.concat(shape.names, ", "))):argname("NAME")
     :convert(cli.choice(table.unpack(shape.names)))
-  p:option("--tp", "of shapes: ranks that share the model; one of them is measured"):argname("N"):convert(cli.integer(1, 64)):default("1")
+  p:option("--tp", "of shapes: ranks that share the model; one of them is measured (default: 1)"):argname("N"):convert(cli.integer(1, 64))
   p:option("--layers", "of shapes: fewer or more layers"):argname("N"):convert(cli.integer(1, 1024))
   p:option("--experts", "of shapes: fewer or more experts a layer"):argname("N"):convert(cli.integer(1, 4096))
   p:option("--vocab", "of shapes: another vocabulary"):argname("N"):convert(cli.integer(2, 1 << 24))
-  p:option("--rows", "of shapes: rows of a step (default: 1,2,4,8); hundreds are a prompt's"):argname("LIST"):convert(row_counts)
-  p:option("--rounding", "of shapes: how activations of fp8 weights are rounded"):argname("TYPE")
-    :convert(cli.choice("none", "static", "dynamic")):default("static")
+  p:option("--rows", ("of shapes: rows of a step, each from 1 to %d; hundreds are a prompt's (default: %s)"):format(SHAPE_ROWS_MAX,
+    table.concat(SHAPE_ROWS, ","))):argname("LIST"):convert(row_counts)
+  p:option("--rounding", "of shapes: how activations of fp8 weights are rounded: none, static, dynamic (default: static)")
+    :argname("TYPE"):convert(cli.choice("none", "static", "dynamic"))
   p:flag("--unfused", "of shapes: the unfused ops")
   p:flag("--no-shuffle", "of shapes: weights row after row")
   p:flag("--ablate", "of shapes: one optimization switched off at a time, and what each is worth")
@@ -126,28 +150,14 @@ local function bench_prompt(model, args)
   return { tokens = PROMPT, tokens_per_s = PROMPT / median(times) }
 end
 
-local function print_profile(s)
+local function profile_row(s)
   s.loop:begin(s)
   assert(s.seq:reserve(1))
-  local entries, sum = s.loop:step_graph(1, 0).graph:profile(), {}
-  local order, total = {}, 0
-  for _, entry in ipairs(entries) do
-    local line = sum[entry.op]
-    if not line then
-      line = { op = entry.op, count = 0, us = 0 }
-      sum[entry.op], order[#order + 1] = line, line
-    end
-    line.count, line.us, total = line.count + 1, line.us + entry.us, total + entry.us
-  end
-  table.sort(order, function(a, b) return a.us > b.us end)
-  print(("%-16s %6s %10s %8s %7s"):format("op", "count", "us", "us each", "share"))
-  for _, line in ipairs(order) do
-    print(("%-16s %6d %10.1f %8.2f %6.1f%%"):format(line.op, line.count, line.us, line.us / line.count, 100 * line.us / total))
-  end
-  print()
+  return profile.of(s.loop:step_graph(1, 0).graph)
 end
 
 local function print_table(r)
+  if r.profile then profile.print(r.profile, 1) end
   print(("model %s, dtype %s, %s %s, %d threads, memory %.1f GB/s"):format(r.model, r.dtype, r.device, r.isa, r.threads,
     r.bandwidth_gb_per_s))
   local d = r.decode
@@ -161,27 +171,66 @@ local function print_table(r)
   print(("prompt   %9.1f tokens/s   (%d tokens)"):format(r.prompt.tokens_per_s, r.prompt.tokens))
 end
 
-local function save(args, result)
-  if not args.save then return end
-  local file, err = io.open(args.save, "w")
-  if not file then cli.fail("%s", err) end
-  file:write(mav.json.encode(result), "\n")
+--- Fails before measuring rather than after.
+local function check_writable(path)
+  if not path then return end
+  local file, err = io.open(path, "ab")
+  if not file then cli.fail("--save %s", err) end
   file:close()
 end
 
-local SHAPE_ONLY = { "layers", "experts", "vocab", "rows", "unfused", "no_shuffle", "ablate" }
+local function save(path, text)
+  local file, err = io.open(path, "wb")
+  if not file then cli.fail("--save %s", err) end
+  local ok, reason = file:write(text, "\n")
+  local closed, late = file:close()
+  if not ok or not closed then cli.fail("--save %s: %s", path, reason or late) end
+end
+
+--- Prints a result and then saves it: what cannot be saved has been seen.
+local function report(result, args, print_result)
+  local text = (args.json or args.save) and mav.json.encode(result)
+  if args.json then
+    io.write(text, "\n")
+  else
+    print_result(result, args)
+  end
+  io.flush()
+  if args.save then save(args.save, text) end
+end
+
+local SHAPE_ONLY = { "tp", "layers", "experts", "vocab", "rows", "rounding", "unfused", "no_shuffle", "ablate" }
+local MODEL_ONLY = { "activations", "copy" }
+local NOT_ABLATED = { "unfused", "no_shuffle", "profile" }
+local FP8_ONLY = { "rounding", "no_shuffle" }
+
+--- Options without effect: refused, not ignored. why: a text for the option's name.
+local function refuse(args, names, why)
+  for _, name in ipairs(names) do
+    if args[name] then cli.fail(why, (name:gsub("_", "-"))) end
+  end
+end
+
+local function check_shape(args)
+  if args.model then cli.fail "give --model or --shape, not both" end
+  refuse(args, MODEL_ONLY, "--%s has no meaning with --shape: it is of models")
+  if (args.dtype or "fp8") ~= "fp8" then refuse(args, FP8_ONLY, "--%s is of fp8 weights: leave it out, or give --dtype fp8") end
+  if not args.ablate then return end
+  refuse(args, NOT_ABLATED, "--%s has no meaning with --ablate: leave one of them out")
+  local off = os.getenv "MAV_CUDA_OFF" or ""
+  if off ~= "" then cli.fail("MAV_CUDA_OFF is '%s': unset it, --ablate switches things off itself", off) end
+end
 
 local function run_shape(args)
-  if args.model then cli.fail "give --model or --shape, not both" end
+  check_shape(args)
+  check_writable(args.save)
   args.context, args.rows = args.context or SHAPE_CONTEXT, args.rows or SHAPE_ROWS
+  args.tp, args.rounding = args.tp or 1, args.rounding or "static"
   local part = require(args.ablate and "mav.bench.ablate" or "mav.bench.layers")
   local result = part.measure(args)
-  save(args, result)
-  if args.json then
-    io.write(mav.json.encode(result), "\n")
-  else
-    part.print(result, args.profile)
-  end
+  report(result, args, part.print)
+  local failure = part.failure(result)
+  if failure then return nil, failure end
   return 0
 end
 
@@ -189,9 +238,8 @@ local function run(arg)
   local args = cli.parse(options(), arg)
   math.randomseed(args.seed)
   if args.shape then return run_shape(args) end
-  for _, name in ipairs(SHAPE_ONLY) do
-    if args[name] then cli.fail("--%s needs a --shape", (name:gsub("_", "-"))) end
-  end
+  refuse(args, SHAPE_ONLY, "--%s needs a --shape")
+  check_writable(args.save)
   args.context = args.context or CONTEXT
   local model = cli.load(args)
   local rt = model.runtime
@@ -209,14 +257,9 @@ local function run(arg)
     model = model.dir, decode = decode, rows = rows, prompt = bench_prompt(model, args), lua_us_per_step = lua_us, threads = rt.threads,
     isa = rt.isa, device = rt.device, context = args.context, kv = args.kv or model:kv_dtype(), bandwidth_gb_per_s = bandwidth,
     dtype = args.dtype or model.config.quant and model.config.quant.name or model.weights.layers[1].qkv.dtype,
+    profile = args.profile and profile_row(drafting) or nil,
   }
-  save(args, result)
-  if args.json then
-    io.write(mav.json.encode(result), "\n")
-    return 0
-  end
-  if args.profile then print_profile(drafting) end
-  print_table(result)
+  report(result, args, print_table)
   return 0
 end
 

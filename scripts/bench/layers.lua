@@ -6,6 +6,7 @@
 local mav = require "mav"
 local cli = require "mav.cli"
 local op = mav.op
+local profile = require "mav.bench.profile"
 local random_model = require "mav.bench.random_model"
 local shape = require "mav.bench.shape"
 
@@ -67,21 +68,6 @@ local function count_experts(model, kv, rows, options)
   return sum / moe, moe
 end
 
---- By op: how often, and how long; the longest first.
-local function profile(graph)
-  local list, by = {}, {}
-  for _, entry in ipairs(graph:profile()) do
-    local line = by[entry.op]
-    if not line then
-      line = { op = entry.op, count = 0, us = 0.0 }
-      by[entry.op], list[#list + 1] = line, line
-    end
-    line.count, line.us = line.count + 1, line.us + entry.us
-  end
-  table.sort(list, function(a, b) return a.us > b.us end)
-  return list
-end
-
 local function measure(model, kv, seq, n, options)
   local rt, rows = model.runtime, random_rows(model, seq, n, options.context)
   local function capture(list)
@@ -96,7 +82,15 @@ local function measure(model, kv, seq, n, options)
   local bytes = model:step_bytes(n, options.context + n, kv.dtype, experts)
   return { rows = n, us_per_step = us, us_per_layer = (us - us_ends) / L, us_ends = us_ends, experts_per_layer = experts,
     kernels = stats.kernels, kernels_per_layer = (stats.kernels - stats_ends.kernels) / L,
-    bytes_per_step = bytes, gb_per_s = bytes / us / 1e3, share = bytes / us / 1e3 / options.bandwidth, profile = profile(graph) }
+    bytes_per_step = bytes, gb_per_s = bytes / us / 1e3, share = bytes / us / 1e3 / options.bandwidth, profile = profile.of(graph) }
+end
+
+--- As measure; where the core fails, which takes no other number of rows with it, a step of { rows, reason }.
+local function try(model, kv, seq, n, options)
+  local ok, step = pcall(measure, model, kv, seq, n, options)
+  if ok then return step end
+  if type(step) ~= "table" or not step.code then error(step, 0) end
+  return { rows = n, reason = ("%s: %s (%s)"):format(step.op, step.message, step.code) }
 end
 
 --- Everything that was measured, as one table. args: the options of the command.
@@ -105,7 +99,7 @@ function layers.measure(args, runtime)
   local rt = runtime or assert(cli.runtime(args))
   mav.default_runtime(rt)
   local dtype = ({ fp8 = "f8" })[args.dtype or "fp8"] or args.dtype
-  local started = mav.now()
+  local off, started = os.getenv "MAV_CUDA_OFF", mav.now()
   local model = random_model.new(c, { name = args.shape, runtime = rt, dtype = dtype, activations = args.rounding,
     by_rows = args.no_shuffle })
   local context = args.context
@@ -118,37 +112,40 @@ function layers.measure(args, runtime)
   local ready = mav.now() - started
   local result = { shape = args.shape, tp = args.tp, layers = c.layers, experts = c.experts, vocab = c.vocab, context = context,
     dtype = args.dtype or "fp8", activations = dtype == "f8" and args.rounding or "none", kv = kv.dtype, fused = not args.unfused,
-    shuffled = model.weights.layers[1].qkv.is_shuffled, off = os.getenv "MAV_CUDA_OFF", device = rt.device, isa = rt.isa,
+    shuffled = model.weights.layers[1].qkv.is_shuffled, off = off ~= "" and off or nil, device = rt.device, isa = rt.isa,
     device_bytes = rt:memory().device_bytes_live, bandwidth_gb_per_s = bandwidth, ready_s = ready, steps = {} }
   for _, n in ipairs(args.rows) do
-    result.steps[#result.steps + 1] = measure(model, kv, seq, n,
+    result.steps[#result.steps + 1] = try(model, kv, seq, n,
       { context = context, seconds = args.seconds, fused = not args.unfused, bandwidth = bandwidth })
   end
   return result
 end
 
-local function print_profile(step)
-  local total = 0
-  for _, line in ipairs(step.profile) do total = total + line.us end
-  print(("ops of a step of %d row%s, one by one, with what starting each takes:"):format(step.rows, step.rows == 1 and "" or "s"))
-  print(("%-16s %6s %10s %8s %7s"):format("op", "count", "us", "us each", "share"))
-  for _, line in ipairs(step.profile) do
-    print(("%-16s %6d %10.1f %8.2f %6.1f%%"):format(line.op, line.count, line.us, line.us / line.count, 100 * line.us / total))
-  end
-  print()
+--- What of a result could not be measured; nil where all was.
+function layers.failure(r)
+  local list = {}
+  for _, s in ipairs(r.steps) do list[#list + 1] = s.reason and tostring(s.rows) or nil end
+  return #list > 0 and ("steps of %s rows failed; the result says why"):format(table.concat(list, ", ")) or nil
 end
 
-function layers.print(r, with_profile)
-  for _, s in ipairs(with_profile and r.steps or {}) do print_profile(s) end
+function layers.print(r, args)
+  for _, s in ipairs(args.profile and r.steps or {}) do
+    if s.profile then profile.print(s.profile, s.rows) end
+  end
   print(("%s, one of %d ranks: %d layers, %d experts, %s (activations %s), cache %s of %d tokens"):format(r.shape, r.tp, r.layers,
     r.experts, r.dtype, r.activations, r.kv, r.context))
   print(("%s %s, %.1f GB in use, memory %.1f GB/s%s%s%s"):format(r.device, r.isa, r.device_bytes / 1e9, r.bandwidth_gb_per_s,
     r.fused and "" or ", unfused", r.shuffled and ", shuffled" or "", r.off and ", without " .. r.off or ""))
+  print "ends: embedding, head and choice, which a layer's columns leave out; share: of the memory's GB/s (more in mav bench --help)"
   print(("%5s %10s %10s %9s %14s %14s %12s %9s %7s"):format("rows", "us a step", "us a layer", "us ends", "kernels a layer",
     "experts a layer", "MB a step", "GB/s", "share"))
   for _, s in ipairs(r.steps) do
-    print(("%5d %10.1f %10.2f %9.1f %14.2f %14.2f %12.2f %9.2f %6.1f%%"):format(s.rows, s.us_per_step, s.us_per_layer, s.us_ends,
-      s.kernels_per_layer, s.experts_per_layer, s.bytes_per_step / 1e6, s.gb_per_s, 100 * s.share))
+    if s.reason then
+      print(("%5d failed: %s"):format(s.rows, s.reason))
+    else
+      print(("%5d %10.1f %10.2f %9.1f %14.2f %14.2f %12.2f %9.2f %6.1f%%"):format(s.rows, s.us_per_step, s.us_per_layer, s.us_ends,
+        s.kernels_per_layer, s.experts_per_layer, s.bytes_per_step / 1e6, s.gb_per_s, 100 * s.share))
+    end
   end
 end
 

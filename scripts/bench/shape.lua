@@ -17,6 +17,8 @@ local SHAPES = {
 
 shape.names = { "maverick", "scout", "tiny" }
 
+local SHARED = { "heads", "kv_heads", "expert_size", "dense_size", "vocab" } -- by the ranks
+
 local ROPE_EVERY = 4 -- every fourth layer has none
 local POSITIONS = 1 << 20
 
@@ -29,7 +31,8 @@ function shape.config(name, options)
     chunk = s.chunk, tied = false, rope = { theta = 500000 }, eos = {}, is_rope = {}, is_moe = {}, chunks = {} }
   local shared = { heads = s.heads, kv_heads = s.kv_heads, expert_size = s.expert_size, dense_size = s.dense_size,
     vocab = options.vocab or s.vocab }
-  for key, size in pairs(shared) do
+  for _, key in ipairs(SHARED) do
+    local size = shared[key]
     if size % tp ~= 0 then error(("%s of %s is %d, which %d ranks cannot share"):format(key, name, size, tp), 0) end
     c[key] = size // tp
   end

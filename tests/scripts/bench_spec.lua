@@ -1,15 +1,49 @@
---- mav bench --shape: random weights of a shape through the same forward pass.
+--- mav bench: a model; and --shape, random weights of a shape through the same forward pass.
 local mav = require "mav"
+local ablate = require "mav.bench.ablate"
+local layers = require "mav.bench.layers"
 local random_model = require "mav.bench.random_model"
 local shape = require "mav.bench.shape"
 
 local BINARY = os.getenv "MAV"
 
-local function bench(arguments)
-  local pipe = assert(io.popen(("%s bench %s 2>&1"):format(BINARY, arguments)))
+local TINY = "--shape tiny --tp 8 --layers 2 --experts 2 --vocab 512 --context 20 --seconds 0.01 "
+
+--- environment: nil or "NAME=value"
+local function bench(arguments, environment)
+  local pipe = assert(io.popen(("%s %s bench %s 2>&1"):format(environment or "", BINARY, arguments)))
   local text = pipe:read "a"
   return text, (select(3, pipe:close()))
 end
+
+--- What f(...) prints.
+local function printed(f, ...)
+  local lines, print_before = {}, print
+  _G.print = function(text) lines[#lines + 1] = text or "" end
+  local ok, err = pcall(f, ...)
+  _G.print = print_before
+  assert(ok, err)
+  return table.concat(lines, "\n") .. "\n"
+end
+
+local function read(path)
+  local file <close> = assert(io.open(path, "rb"))
+  return file:read "a"
+end
+
+describe("mav bench", function()
+  it("tells a model's ops in JSON too, and every column and limit in the help", function()
+    local text, status = bench "--context 20 --seconds 0.01 --profile --json"
+    assert.are.equal(0, status, text)
+    local ops = {}
+    for _, line in ipairs(mav.json.decode(text).profile) do ops[line.op] = line end
+    assert.is_true(ops.argmax.count == 1 and ops.argmax.us > 0, text)
+    text = bench "--help"
+    for _, word in ipairs { "us ends", "us a layer", "experts a layer", "GB/s, share", "costs", "from 1 to 512", "of each of --rows" } do
+      assert.is_truthy(text:find(word, 1, true), word)
+    end
+  end)
+end)
 
 describe("mav bench --shape", function()
   it("shares a model between ranks", function()
@@ -58,25 +92,109 @@ describe("mav bench --shape", function()
     assert.is_truthy(text:find("2 layers, 2 experts", 1, true) and text:find("unfused", 1, true) and text:find "expert_matmul", text)
   end)
 
+  it("saves what it prints; a wrong path is told before measuring, a full disk after printing", function()
+    local path = os.tmpname()
+    local text, status = bench(TINY .. "--rows 1 --json --save " .. path)
+    assert.are.same({ 0, text }, { status, read(path) })
+    os.remove(path)
+    text, status = bench(TINY .. "--rows 1 --save /nonexistent/x")
+    assert.are.same({ 1, "mav bench: --save /nonexistent/x: No such file or directory\n" }, { status, text })
+    text, status = bench(TINY .. "--rows 1 --save /dev/full")
+    assert.are.equal(1, status)
+    assert.is_truthy(text:find "us a step.*\nmav bench: %-%-save /dev/full: No space left on device\n$", text)
+  end)
+
+  it("goes on where a number of rows fails", function()
+    local argmax, argument = mav.op.argmax, nil
+    local failure = { code = "UNSUPPORTED", op = "argmax", message = "not of four" }
+    local function failing(x)
+      argument = x.x
+      if argument.shape[1] == 4 then error(failure) end
+      return argmax(x)
+    end
+    local args = { shape = "tiny", tp = 8, layers = 2, experts = 2, vocab = 512, context = 20, seconds = 0.01, rows = { 1, 4, 2 },
+      rounding = "static", device = "cpu", profile = true }
+    local before = mav.default_runtime()
+    mav.op.argmax = failing
+    local ok, r = pcall(layers.measure, args)
+    failure.code = nil
+    local mistake = { pcall(layers.measure, args) }
+    mav.op.argmax = argmax
+    mav.default_runtime(before)
+    assert.is_true(ok, tostring(r))
+    assert.are.same({ rows = 4, reason = "argmax: not of four (UNSUPPORTED)" }, r.steps[2])
+    assert.is_true(r.steps[1].us_per_step > 0 and r.steps[3].rows == 2 and r.steps[3].us_per_step > 0)
+    assert.are.equal("steps of 4 rows failed; the result says why", layers.failure(r))
+    local text = printed(layers.print, r, args)
+    assert.is_truthy(text:find "\n +1 +%d.*\n +4 failed: argmax: not of four %(UNSUPPORTED%)\n +2 +%d", text)
+    assert.are.same({ false, failure }, mistake) -- what is no error of the core is not a step's
+  end)
+
   it("switches one thing off at a time", function()
-    local text, status = bench "--shape tiny --tp 8 --context 20 --seconds 0.01 --rows 1 --ablate --json"
+    local text, status = bench(TINY .. "--rows 1 --ablate --json")
     assert.are.equal(0, status, text)
     local list = mav.json.decode(text)
     assert.are.equal("nothing", list[1].off)
     for _, entry in ipairs(list) do assert.is_truthy(entry.result or entry.reason == "only on cuda", entry.off) end
     assert.is_false(list[2].result.fused)
     assert.are.equal("bf16", list[#list].result.dtype)
+    list = mav.json.decode((bench(TINY .. "--rows 1 --ablate --json --dtype bf16", "MAV_CUDA_OFF=")))
+    assert.are.same({ off = "fp8 (bf16 instead)", reason = "no fp8 weights" }, list[#list])
+    assert.is_nil(list[2].failed)
+  end)
+
+  it("goes on where a variant fails: once said why, and no percentages without anything to compare with", function()
+    local function steps(one, seventy)
+      return { steps = { { rows = 1, us_per_step = one },
+        { rows = 70, us_per_step = seventy, reason = not seventy and "too many" or nil } } }
+    end
+    local list = { { off = "nothing", result = steps(10.0) }, { off = "fusion", result = steps(15.0) },
+      { off = "blas", result = steps(9.0, 80.0) }, { off = "graphs", failed = true, reason = "out of memory" },
+      { off = "prefetch", reason = "only on cuda" } }
+    local text = printed(ablate.print, list, { rows = { 1, 70 } })
+    local body = text:gsub(" +", " ")
+    assert.are.equal("nothing 10.0 0.0% - -\nfusion 15.0 50.0% - -\nblas 9.0 -10.0% 80.0 -\ngraphs failed: out of memory\n"
+      .. "prefetch not run: only on cuda\nT=70 failed: too many\n", body:match "\n.-\n(.*)")
+    assert.are.equal("failed, wholly or in part, without nothing, fusion, graphs; the result says why", ablate.failure(list))
+    assert.is_nil(ablate.failure { list[3], list[5] })
+    list[1] = { off = "nothing", failed = true, reason = "out of memory" }
+    body = printed(ablate.print, list, { rows = { 1, 70 } }):gsub(" +", " ")
+    assert.is_truthy(body:find("nothing failed: out of memory\nfusion 15.0 - - -\n", 1, true), body)
+  end)
+
+  it("begins no process where none could do it, and says what one said without its name", function()
+    local text, status = bench(TINY .. "--ablate --tp 16")
+    assert.are.same({ 1, "mav bench: heads of tiny is 8, which 16 ranks cannot share\n" }, { status, text })
+    local function reason(line)
+      local result, why = ablate.run(line)
+      assert.is_nil(result)
+      return why
+    end
+    assert.are.equal("no room (NOMEM)", reason "echo loading; echo 'mav bench: no room (NOMEM)'; echo 'stack traceback:'; exit 1")
+    assert.are.equal("no such program", reason "echo no such program; exit 127")
+    assert.are.equal("it ended with signal 9 and said nothing", reason "kill -9 $$")
+    assert.are.same({ steps = {} }, ablate.run [[echo noise; echo '{"steps":[]}'; echo 'mav bench: no step'; exit 1]])
   end)
 
   it("refuses options that do not belong together", function()
-    local function refused(arguments, why)
-      local text, status = bench(arguments)
+    local function refused(arguments, why, environment)
+      local text, status = bench(arguments, environment)
       assert.are.equal(1, status)
       assert.is_truthy(text:find(why, 1, true), text)
     end
     refused("--ablate", "--ablate needs a --shape")
     refused("--shape tiny --model x", "--model or --shape")
     refused("--shape tiny --rows 1,513", "from 1 to 512")
+    for _, option in ipairs { "--tp 1", "--rounding static", "--no-shuffle", "--rows 1" } do
+      refused(option, option:match "%S+" .. " needs a --shape")
+    end
+    refused("--shape tiny --activations f32", "--activations has no meaning with --shape")
+    refused("--shape tiny --copy", "--copy has no meaning with --shape")
+    refused("--shape tiny --dtype bf16 --rounding none", "--rounding is of fp8 weights")
+    for _, option in ipairs { "--unfused", "--no-shuffle", "--profile" } do
+      refused("--shape tiny --ablate " .. option, option .. " has no meaning with --ablate")
+    end
+    refused("--shape tiny --ablate", "MAV_CUDA_OFF is 'pdl': unset it", "MAV_CUDA_OFF=pdl")
     refused("--shape tiny --tp 16", "which 16 ranks cannot share")
   end)
 end)
