@@ -16,8 +16,9 @@ local Runtime = {}
 static const char *const runtime_keys[] = {"device", "threads", "isa", "library", "off", NULL};
 
 /*lua
----A new runtime. "auto", the default: cuda where there is a device, its driver and the library, else cpu (`fallback` says why). library: path of the cuda backend (MAV_CUDA_LIBRARY, else beside
----this program). off: what cuda should not use, of "pdl,graphs,prefetch,spatial,tensor,blas" (MAV_CUDA_OFF).
+---A new runtime. "auto", the default: cuda where there is a device, its driver and the library, else cpu (`fallback` says why).
+---library: path of the cuda backend (MAV_CUDA_LIBRARY, else beside this program). off: what cuda should not use, of
+---"pdl,graphs,prefetch,spatial,tensor,blas" (MAV_CUDA_OFF).
 ---@param options? {device?: "auto"|"cuda"|"cpu"|"ref", threads?: integer, isa?: "avx2"|"avx512", library?: string, off?: string}
 ---@return mav.Runtime? runtime
 ---@return mav.Error? err

@@ -47,8 +47,9 @@ mav.errors = {}
 ---@field fallback string? why device "auto" chose the processor
 local Runtime = {}
 
----A new runtime. "auto", the default: cuda where there is a device, its driver and the library, else cpu (`fallback` says why). library: path of the cuda backend (MAV_CUDA_LIBRARY, else beside
----this program). off: what cuda should not use, of "pdl,graphs,prefetch,spatial,tensor,blas" (MAV_CUDA_OFF).
+---A new runtime. "auto", the default: cuda where there is a device, its driver and the library, else cpu (`fallback` says why).
+---library: path of the cuda backend (MAV_CUDA_LIBRARY, else beside this program). off: what cuda should not use, of
+---"pdl,graphs,prefetch,spatial,tensor,blas" (MAV_CUDA_OFF).
 ---@param options? {device?: "auto"|"cuda"|"cpu"|"ref", threads?: integer, isa?: "avx2"|"avx512", library?: string, off?: string}
 ---@return mav.Runtime? runtime
 ---@return mav.Error? err
@@ -832,7 +833,7 @@ function Ops.lm_head(args) end
 ---@return mav.Tensor y
 function Ops.rmsnorm(args) end
 
----y = x w^T. Rows of x are independent bit for bit. Activations are rounded as the weight asks.
+---y = x w^T. Rows of x are independent bit for bit (on cuda up to 64 of them). Activations are rounded as the weight asks.
 ---- x: (T, D) f32
 ---- w: (N, D) f32|bf16|f16|f8
 ---- y: (T, N) f32

@@ -30,7 +30,8 @@ if device then
       assert.equal(device, model.runtime.device)
       S.same(expected, S.text(model:session {}, prompt, TOKENS), "plain")
       for _, case in ipairs { { "suffix", S.chains[3] }, { "self=2", S.trees[1] },
-        { "eagle3=" .. support.model_dir "eagle3_full", S.chains[3] }, { "suffix,eagle3=" .. support.model_dir "eagle3_d2t", S.chains[2] } } do
+        { "eagle3=" .. support.model_dir "eagle3_full", S.chains[3] },
+        { "suffix,eagle3=" .. support.model_dir "eagle3_d2t", S.chains[2] } } do
         local s <close> = model:session { strategy = S.strategy(S.drafter(model, case[1]), case[2]) }
         S.same(expected, S.text(s, prompt, TOKENS), "%s, %s", case[1], S.shape_text(case[2]))
       end
