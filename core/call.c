@@ -459,7 +459,7 @@ static void note_known(const mav_tensor *t, int64_t bound) {
   mav__buffer *b = t->buffer;
   const bool whole = (size_t)mav_tensor_count(t) * mav_dtype_bytes(t->dtype) == b->bytes;
   b->known_bound = whole ? bound : 0;
-  b->known_version = b->version;
+  b->known_at = b->written_at;
 }
 
 /* At once, on a device: what the host wrote goes there before, what the op writes is not on the host's side. */

@@ -142,7 +142,7 @@ static mav_err check_index(mav_runtime *rt, const mav__launch_check *c) {
   const int64_t n = mav_tensor_count(c->index);
   int64_t bound;
   if (!b->on_device) return check_indices(rt, c, mav__tensor_pointer(c->index), n, &bound);
-  if (b->known_bound && b->known_bound <= c->id_limit && b->known_version == b->version) return MAV_OK;
+  if (b->known_bound && b->known_bound <= c->id_limit && b->known_at == b->written_at) return MAV_OK;
   const size_t bytes = (size_t)n * sizeof(int32_t);
   int32_t *p = mav__alloc(bytes + 1);
   if (!p) return MAV_RT_NOMEM(rt, c->op);
@@ -150,7 +150,7 @@ static mav_err check_index(mav_runtime *rt, const mav__launch_check *c) {
   if (!err) err = check_indices(rt, c, p, n, &bound);
   if (!err && bytes == b->bytes) {
     b->known_bound = bound;
-    b->known_version = b->version;
+    b->known_at = b->written_at;
   }
   mav__free(p);
   return err;

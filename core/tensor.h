@@ -34,10 +34,9 @@ typedef struct mav__buffer {
   size_t dirty_from, dirty_to; /* bytes that the host wrote since the last upload; equal: none */
   bool is_listed;              /* in the runtime's list of buffers that may be dirty */
   struct mav__buffer *next_dirty;
-  uint64_t version;      /* counts what wrote it */
   uint64_t written_at;   /* when it was written last: the runtime's count of writes */
-  uint64_t known_version;
-  int64_t known_bound;   /* at known_version all its i32 values were indices below this; 0: unknown */
+  uint64_t known_at;
+  int64_t known_bound;   /* as written at known_at, all its i32 values were indices below this; 0: unknown */
 } mav__buffer;
 
 /* Gives a device's buffer pinned memory on the host's side. */
@@ -48,10 +47,7 @@ void *mav__mirror_write(mav__buffer *b, size_t at, size_t bytes);
 /* Uploads what the host wrote into any buffer: before work is given to the device. */
 mav_err mav__mirror_flush(mav_runtime *rt);
 /* Notes that the buffer is written: from the host's side, or by work given to the device. */
-static inline void mav__buffer_note_write(mav__buffer *b) {
-  b->version++;
-  b->written_at = ++b->rt->writes;
-}
+static inline void mav__buffer_note_write(mav__buffer *b) { b->written_at = ++b->rt->writes; }
 /* Work that writes the buffer was given to the device; ticket: the launch that mails it, or 0. */
 void mav__device_wrote(mav__buffer *b, uint64_t ticket);
 
