@@ -272,6 +272,13 @@ __device__ static __forceinline__ uint32_t pair(uint16_t low, uint16_t high) { r
 /* Two codes, in the low bytes of halves, as f16: times 2^-8. Exponent and mantissa of e4m3 where f16 has its own, subnormals included. */
 __device__ static __forceinline__ uint32_t f16x2_from_codes(uint32_t c) { return (c << 7 & 0x3f803f80u) | (c << 8 & 0x80008000u); }
 
+/* Two values as bf16: what was rounded, and what rounding left. */
+__device__ static __forceinline__ void split_bf16x2(float a, float b, uint32_t *high, uint32_t *low) {
+  const uint16_t ah = mavk_bf16_from_f32(a), bh = mavk_bf16_from_f32(b);
+  *high = pair(ah, bh);
+  *low = pair(mavk_bf16_from_f32(a - mavk_f32_from_bf16(ah)), mavk_bf16_from_f32(b - mavk_f32_from_bf16(bh)));
+}
+
 /* Fills the cells of `steps` steps from column k0 on for the tokens of an item. FMA: plain rows of f32 instead, 32 `steps` columns a token.
  * All threads; visible after the caller's barrier. */
 template <int WAY>
@@ -327,11 +334,7 @@ __device__ static void stage(const product_input &in, const product_tokens *t, u
       }
     } else {
 #pragma unroll
-      for (int e = 0; e < 8; e += 2) {
-        const uint16_t ah = mavk_bf16_from_f32(v[e]), bh = mavk_bf16_from_f32(v[e + 1]);
-        high[e / 2] = pair(ah, bh);
-        low[e / 2] = pair(mavk_bf16_from_f32(v[e] - mavk_f32_from_bf16(ah)), mavk_bf16_from_f32(v[e + 1] - mavk_f32_from_bf16(bh)));
-      }
+      for (int e = 0; e < 8; e += 2) split_bf16x2(v[e], v[e + 1], &high[e / 2], &low[e / 2]);
     }
     if (WAY == WAY_FMA) {
       float4 *y = (float4 *)cells + (i * steps + s) * 8 + 2 * lane;

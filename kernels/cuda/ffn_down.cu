@@ -181,8 +181,8 @@ static int many_down(const mavk_args_ffn_down *a, mavk_cuda *c, const product_in
   int64_t most = each ? (int64_t)(c->scratch_bytes / 2) / each : GEMM_CHUNK_ROWS;
   if (most > GEMM_CHUNK_ROWS) most = GEMM_CHUNK_ROWS;
   if (most < 1) return c->fail(c, "%lld experts a token need more scratch memory than there is", (long long)A);
-  const size_t reserved = (size_t)((most * each + 255) / 256 * 256);
-  float *routed = (float *)((char *)c->scratch + (c->scratch_bytes - reserved) / 256 * 256);
+  const size_t reserved = (size_t)(most * each);
+  float *routed = (float *)((char *)c->scratch + c->scratch_bytes - reserved);
   const mavk_weight *down = &a->down;
   for (int64_t first = 0; first < T; first += most) {
     const int64_t n = T - first < most ? T - first : most;
@@ -191,7 +191,7 @@ static int many_down(const mavk_args_ffn_down *a, mavk_cuda *c, const product_in
     const int32_t *index = (const int32_t *)a->index.p + first * A;
     if (A) MAVK_TRY_CUDA(expert_product(c, &rows, {(int32_t)S, 1}, &a->expert_down, index, NULL, routed, n, A));
     down_end end = {{}, a->down, routed, (const float *)a->x.p + first * D, (float *)a->y.p + first * D, D, A};
-    MAVK_TRY_CUDA(product_gemm(c, &end, &rows, n, S, &down, 1, reserved + 256));
+    MAVK_TRY_CUDA(product_gemm(c, &end, &rows, n, S, &down, 1, reserved));
   }
   return 0;
 }

@@ -2,6 +2,12 @@
  * reads them. gemm.h has the whole. */
 #include "gemm.h"
 
+/* Two codes, the first in the lowest byte, as bf16: exact. */
+__device__ static __forceinline__ uint32_t bf16x2_from_codes(uint32_t c) {
+  const float a = mavk_f32_from_f8((uint8_t)(c & 0xffu)), b = mavk_f32_from_f8((uint8_t)(c >> 8));
+  return pair((uint16_t)(mavk_bits_from_f32(a) >> 16), (uint16_t)(mavk_bits_from_f32(b) >> 16));
+}
+
 /* ---- activations ------------------------------------------------------------------------------------------------------------------
  * Grid: a block a row, those that fill the pitch included: they are zeros. Bytes: the row, two or three times out of the cache; 4 K
  * written, or K of W8A8. */
@@ -53,14 +59,11 @@ __global__ void __launch_bounds__(STAGE_THREADS, 1) gemm_stage_row(const __grid_
     }
     const int64_t at = row * j.in.K + k;
     if (j.parts == 2) {
-      uint16_t high[4], low[4];
+      uint32_t high[2], low[2];
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        high[i] = mavk_bf16_from_f32(v[i]);
-        low[i] = mavk_bf16_from_f32(v[i] - mavk_f32_from_bf16(high[i]));
-      }
-      *(uint2 *)((uint16_t *)j.to + at) = make_uint2(pair(high[0], high[1]), pair(high[2], high[3]));
-      *(uint2 *)((uint16_t *)j.to + part + at) = make_uint2(pair(low[0], low[1]), pair(low[2], low[3]));
+      for (int i = 0; i < 4; i += 2) split_bf16x2(v[i], v[i + 1], &high[i / 2], &low[i / 2]);
+      *(uint2 *)((uint16_t *)j.to + at) = make_uint2(high[0], high[1]);
+      *(uint2 *)((uint16_t *)j.to + part + at) = make_uint2(low[0], low[1]);
       continue;
     }
     const float by = t->by[0], inverse = t->inverse[0];
@@ -70,12 +73,7 @@ __global__ void __launch_bounds__(STAGE_THREADS, 1) gemm_stage_row(const __grid_
     if (j.codes) {
       *(uint32_t *)((uint8_t *)j.to + at) = codes[0] | codes[1] << 16;
     } else {
-      uint32_t wide[2];
-#pragma unroll
-      for (int i = 0; i < 2; i++)
-        wide[i] = mavk_bits_from_f32(mavk_f32_from_f8((uint8_t)(codes[i] & 0xffu))) >> 16 |
-                  (mavk_bits_from_f32(mavk_f32_from_f8((uint8_t)(codes[i] >> 8))) & 0xffff0000u);
-      *(uint2 *)((uint16_t *)j.to + at) = make_uint2(wide[0], wide[1]);
+      *(uint2 *)((uint16_t *)j.to + at) = make_uint2(bf16x2_from_codes(codes[0]), bf16x2_from_codes(codes[1]));
     }
   }
 }
@@ -121,17 +119,13 @@ __global__ void __launch_bounds__(WIDEN_WARPS *WARP) gemm_widen_tiles(const __gr
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int64_t r = row + lane / 4 + 8 * half;
-      uint8_t a, b;
-      if (j.shuffled) {
-        a = packed[4 * g + half], b = packed[4 * g + 2 + half];
-      } else {
-        a = j.from[r * j.stride + k], b = j.from[r * j.stride + k + 1];
-      }
+      const uint8_t *row_codes = j.from + r * j.stride + k;
+      const uint32_t codes =
+          j.shuffled ? packed[4 * g + half] | (uint32_t)packed[4 * g + 2 + half] << 8 : row_codes[0] | (uint32_t)row_codes[1] << 8;
       if (j.codes)
-        *(uint16_t *)((uint8_t *)j.to + r * j.K + k) = (uint16_t)(a | b << 8);
+        *(uint16_t *)((uint8_t *)j.to + r * j.K + k) = (uint16_t)codes;
       else
-        *(uint32_t *)((uint16_t *)j.to + r * j.K + k) =
-            mavk_bits_from_f32(mavk_f32_from_f8(a)) >> 16 | (mavk_bits_from_f32(mavk_f32_from_f8(b)) & 0xffff0000u);
+        *(uint32_t *)((uint16_t *)j.to + r * j.K + k) = bf16x2_from_codes(codes);
     }
   }
 }
